@@ -1,0 +1,1 @@
+"""Reading videos: decoding, clip arithmetic, transforms and data sets."""

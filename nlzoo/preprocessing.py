@@ -1,0 +1,61 @@
+"""How pixels reach a model: one record that travels with the network and its checkpoints."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model expects of its input.
+
+    The defaults are those of the released Kinetics models: RGB in [0, 1], mean 0.45, standard
+    deviation 0.225 for every channel, 32 frames with stride 2, trained on crops of 224 and tested
+    at short side 256 with crops of 256.
+    """
+
+    mean: tuple[float, ...] = (0.45, 0.45, 0.45)
+    std: tuple[float, ...] = (0.225, 0.225, 0.225)
+    frames: int = 32  # of one clip
+    stride: int = 2  # frames from one to the next
+    crop: int = 224  # side of a training crop, pixels
+    test_size: int = 256  # short side at test, pixels
+    test_crop: int = 256  # side of a test crop, pixels
+    interpolation: str = "bilinear"
+    classes: tuple[str, ...] = ()
+    task: str = "video"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values only, so that a checkpoint that holds them loads with weights_only=True."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
+        """Inverse of `to_dict`; keys that this version does not know are an error."""
+        if unknown := values.keys() - {f.name for f in fields(cls)}:
+            raise ValueError(f"preprocessing has unknown keys {sorted(unknown)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+class Normalize(nn.Module):
+    """uint8 (B, C, *) in 0..255 -> float (x / 255 - mean) / std; float input is taken as normalised.
+
+    The buffers are not persistent: they never appear in a state dict.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        mean_, std_ = torch.tensor(mean), torch.tensor(std)
+        self.register_buffer("scale", 1 / (255 * std_), persistent=False)
+        self.register_buffer("shift", -mean_ / std_, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.uint8:
+            return x
+        shape = (-1, *[1] * (x.ndim - 2))
+        return x.to(self.scale.dtype) * self.scale.view(shape) + self.shift.view(shape)

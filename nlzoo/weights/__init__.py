@@ -1,0 +1,1 @@
+"""Weight files: safe reading and the key maps of other implementations."""

@@ -1,0 +1,1 @@
+"""Recipes, installed with the package so that they are found by name."""
