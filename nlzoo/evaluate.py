@@ -1,0 +1,88 @@
+"""Test a checkpoint: `python -m nlzoo.evaluate --checkpoint C [--data PATH]`."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from nlzoo.cli import build, parse
+from nlzoo.program import run
+from nlzoo.run import write_whole
+from nlzoo.weights.load import check_fits, read_checkpoint
+
+
+def main(argv: Sequence[str]) -> None:
+    """Load the checkpoint's recipe, test every view of every video, write the report."""
+    checkpoint = find_checkpoint(argv)
+    stored = read_checkpoint(checkpoint)
+    config = parse(
+        argv,
+        "python -m nlzoo.evaluate",
+        "Test a checkpoint on the views of its recipe (10 clips x 3 crops).",
+        base=yaml.safe_load(stored["nlzoo"]["recipe"]),
+        run=str(Path(checkpoint).parent),
+    )
+    config.task.init_args.pretrained = ""
+    config.trainer.logger = False
+    config.trainer.default_root_dir = config.run
+    task, data, trainer = build(config)
+    check_fits(stored["state_dict"], task.state_dict(), checkpoint)
+    task.load_state_dict(stored["state_dict"])
+    trainer.test(task, data, verbose=False)
+    if trainer.is_global_zero:
+        report(checkpoint, task, data, trainer)
+
+
+def find_checkpoint(argv: Sequence[str]) -> str:
+    """The value of --checkpoint; needed before the recipe can be read."""
+    for i, argument in enumerate(argv):
+        if argument.startswith("--checkpoint="):
+            return argument.partition("=")[2]
+        if argument == "--checkpoint" and i + 1 < len(argv):
+            return argv[i + 1]
+    raise ValueError("--checkpoint FILE is missing: a checkpoint of nlzoo.fit")
+
+
+def report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
+    """`evaluation.json`, `scores.csv` and a table."""
+    results = task.test_results.cpu()
+    result = {
+        **{k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()},
+        "videos_expected": data.expected["test"],
+        "videos_found": data.found["test"],
+        "videos_unreadable": int((results[:, 1] == 0).sum()),
+        "views": f"{data.clips} clips x {data.crops} crops",
+        "checkpoint": checkpoint,
+        "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+    }
+    folder = Path(trainer.default_root_dir)
+    write_whole(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
+    write_whole(folder / "scores.csv", _scores_csv(data, results))
+    table = Table("", "", show_header=False)
+    for key, value in result.items():
+        table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
+    console = Console()
+    console.print(table)
+    console.print(f"Written: {folder / 'evaluation.json'}, {folder / 'scores.csv'}")
+
+
+def _scores_csv(data: Any, results: Tensor) -> str:
+    """One row a video: path, label, views used, and the score of each class."""
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(("video", "label", "views", *data.classes))
+    for video, (label, views, *scores) in zip(data.videos("test"), results.tolist(), strict=True):
+        rows.writerow((video, int(label), int(views), *(f"{score:.9g}" for score in scores)))
+    return text.getvalue()
+
+
+if __name__ == "__main__":
+    run(main)

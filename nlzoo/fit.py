@@ -1,0 +1,63 @@
+"""Train a recipe: `python -m nlzoo.fit --recipe recipes/i3d_nl_kinetics.yaml`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning import LightningModule
+
+from nlzoo.cli import build, parse
+from nlzoo.program import run
+from nlzoo.weights.load import check_fits, read_checkpoint
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parse, build, train."""
+    config = parse(argv, "python -m nlzoo.fit", "Train a recipe.")
+    resume = find_resume(config)
+    task, data, trainer = build(config)
+    if resume:
+        check_resume(resume, task)
+    last = Path(config.run) / "checkpoints" / "last.ckpt"
+    try:
+        trainer.fit(task, data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        again = (
+            f"--run {config.run} --resume auto continues" if last.exists() else "no checkpoint yet"
+        )
+        sys.stderr.write(f"nlzoo: interrupted; {again}\n")
+        sys.exit(130)
+
+
+def find_resume(config: Namespace) -> str | None:
+    """The checkpoint to continue from.
+
+    Raises:
+        FileNotFoundError: --resume names a file that is not there.
+        ValueError: the run folder holds a run and --resume was not given.
+    """
+    last = Path(config.run) / "checkpoints" / "last.ckpt"
+    if config.resume == "auto":
+        return str(last) if last.exists() else None
+    if config.resume:
+        if not Path(config.resume).is_file():
+            raise FileNotFoundError(
+                f"no checkpoint {config.resume!r}; --resume auto takes the newest"
+            )
+        return config.resume
+    if last.exists():
+        raise ValueError(
+            f"{config.run} already holds a run: --resume auto continues it, --run FOLDER starts another"
+        )
+    return None
+
+
+def check_resume(path: str, task: LightningModule) -> None:
+    """Raise ValueError with the first mismatches if the checkpoint is of another network."""
+    state = read_checkpoint(path)["state_dict"]
+    check_fits(state, task.state_dict(), path)
+
+
+if __name__ == "__main__":
+    run(main)

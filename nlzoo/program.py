@@ -1,0 +1,61 @@
+"""What every program does with bad input: one line, exit code 2, no traceback."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentError
+
+
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Call `main(argv)`; errors end in one line and exit code 2, Ctrl-C in exit code 130.
+
+    `NLZOO_DEBUG=1` shows the traceback.
+    """
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, RuntimeError, TypeError, ArgumentError) as error:
+        if os.environ.get("NLZOO_DEBUG"):
+            raise
+        sys.stderr.write(f"nlzoo: {one_line(error)}\n")
+        sys.exit(2)
+
+
+def one_line(error: BaseException) -> str:
+    """What is wrong, without a worker's traceback or a parser's list of union types."""
+    text = str(error).strip() or type(error).__name__
+    if "Original Traceback" in text:  # a DataLoader worker's error, raised again
+        text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        text = f"{error.strerror}: {error.filename}"
+    return " ".join(text.split())
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """'; did you mean A or B?', or nothing."""
+    close = difflib.get_close_matches(word, choices, 3, 0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def parser_message(text: str, keys: Sequence[str]) -> str:
+    """jsonargparse's report as one sentence; `keys` are the names an unknown key may have meant."""
+    unknown = re.search(
+        r"Option '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
+        r"|unrecognized arguments: --([\w.]+)|Key '([\w.]+)' is not expected",
+        text,
+    )
+    if unknown:
+        key = next(group for group in unknown.groups() if group)
+        return f"unknown key {key!r}{nearest(key.rpartition('.')[2], keys)}"
+    wrong = re.findall(r'Parser key "([\w.]+)":\s+([^\n]+)', text)
+    if wrong and not wrong[-1][1].startswith("Does not validate"):
+        return f"{wrong[-1][0]}: {wrong[-1][1].strip()}"
+    if missing := re.search(r"the following arguments are required: ([^\n]*)", text):
+        return f"missing: {missing[1]}"
+    if path := re.search(r"Expected a dot import path string: ([^\n]*)", text):
+        return f"unknown class {path[1]!r}"
+    return text

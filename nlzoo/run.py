@@ -1,0 +1,230 @@
+"""The run folder: checkpoints, metrics, curves and the summary, each whole or not there."""
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from rich.console import Console
+
+METRIC = "val/top1"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write under a temporary name in the same folder, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints that a kill or a full disk can't leave half-written.
+
+    (Lightning's own writer moves a file over from the system's temporary folder.)
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Serialise in memory, write beside `path`, rename."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(Path(path), buffer.getbuffer())
+
+
+def progress_bar(options: dict[str, Any]) -> list[Callback]:
+    """A bar where somebody is watching; elsewhere the lines of `RunFolder` are enough."""
+    wanted = options["enable_progress_bar"] is not False and sys.stderr.isatty()
+    options["enable_progress_bar"] = wanted
+    return [RichProgressBar(leave=False)] if wanted else []
+
+
+class RunFolder(Callback):
+    """Keeps `checkpoints/last.ckpt`, `metrics.csv`, `curves.png` and `summary.json` up to date.
+
+    One row an epoch. Rows travel in the checkpoint, so that a resumed run continues its table.
+    """
+
+    def __init__(self, folder: Path, recipe: str, every: int) -> None:
+        self.folder, self.recipe, self.every = folder, recipe, every
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0  # of earlier parts of this run
+        self.console = Console(stderr=True, highlight=False)
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation top-1."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    def callbacks(self) -> list[Callback]:
+        """This one, and Lightning's that keeps the best checkpoint."""
+        best = ModelCheckpoint(
+            self.best.parent, "best", METRIC, mode="max", enable_version_counter=False
+        )
+        return [self, best]
+
+    def logger(self) -> TensorBoardLogger:
+        """Events beside the table."""
+        return TensorBoardLogger(self.folder, name="", version="tensorboard")
+
+    # -- hooks ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rows and time so far."""
+        return {"rows": self.rows, "seconds": self.seconds + time.monotonic() - self.started}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue an earlier part of this run."""
+        self.rows, self.seconds = state["rows"], state["seconds"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the effective recipe; this also finds a folder that can't be written."""
+        self.started = time.monotonic()
+        if stage == "fit" and trainer.is_global_zero:
+            write_whole(self.folder / "recipe.yaml", self.recipe)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is about to happen."""
+        if trainer.is_global_zero:
+            count = sum(p.numel() for p in pl_module.parameters())
+            steps = int(trainer.estimated_stepping_batches)
+            self.console.print(
+                f"{pl_module.hparams['model']}: {count / 1e6:.2f}M parameters, {steps} iterations "
+                f"({trainer.global_step} done), run folder {self.folder}"
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting clips and seconds."""
+        self.clips, self.waited, self.worked = 0, 0.0, 0.0
+        self.mark = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Time spent on validation is neither waiting nor work."""
+        self.mark = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """What has passed since the last step was spent waiting for data."""
+        now = time.monotonic()
+        self.waited += now - self.mark
+        self.mark = now
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count; save every few iterations."""
+        self.clips += len(batch[0]) * trainer.world_size
+        now = time.monotonic()
+        self.worked += now - self.mark
+        self.mark = now
+        accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if accumulated and trainer.global_step % self.every == 0:
+            trainer.save_checkpoint(self.last)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One row more."""
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        seconds = self.worked + self.waited
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            "train/loss": metrics["train/loss_epoch"],
+            **{k: v for k, v in metrics.items() if k == "train/top1" or k.startswith("val/")},
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "clips_per_second": self.clips / seconds,
+            "data_wait": self.waited / seconds,
+        }
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write_rows()
+            self.console.print(_line(row))
+        trainer.save_checkpoint(self.last)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The summary, and what to do next."""
+        if not (trainer.is_global_zero and self.rows):
+            return
+        summary = self.summary()
+        write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self.console.print(
+            f"{METRIC} {summary['best']:.3f} after {summary['epochs']} epochs, "
+            f"{summary['seconds']:.0f} s; curves: {self.folder / 'curves.png'}\n"
+            f"Next: python -m nlzoo.evaluate --checkpoint {summary['checkpoint']}\n"
+            f"      python -m nlzoo.predict --checkpoint {summary['checkpoint']} VIDEO"
+        )
+
+    # -- files ------------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """The run in a few figures; rates are means over the epochs."""
+        best = [row[METRIC] for row in self.rows if METRIC in row]
+        mean = {
+            k: sum(r[k] for r in self.rows) / len(self.rows)
+            for k in ("clips_per_second", "data_wait")
+        }
+        return {
+            "metric": METRIC,
+            "best": max(best) if best else None,
+            "epochs": len(self.rows),
+            **mean,
+            "seconds": self.seconds + time.monotonic() - self.started,
+            "checkpoint": str(self.best if self.best.exists() else self.last),
+            "versions": {name: version(name) for name in ("nlzoo", "torch", "lightning")},
+        }
+
+    def _write_rows(self) -> None:
+        text = io.StringIO()
+        keys = {key: None for row in self.rows for key in row}
+        table = csv.DictWriter(text, list(keys))
+        table.writeheader()
+        table.writerows(self.rows)
+        write_whole(self.folder / "metrics.csv", text.getvalue())
+        write_whole(self.folder / "curves.png", draw_curves(self.rows))
+
+
+def _line(row: dict[str, float]) -> str:
+    val = f", validation top-1 {row[METRIC]:.3f}" if METRIC in row else ""
+    return (
+        f"epoch {row['epoch']:>3}  loss {row['train/loss']:.3f}, top-1 {row['train/top1']:.3f}{val}"
+        f"  {row['clips_per_second']:.1f} clips/s, {row['data_wait']:.0%} waiting for data"
+    )
+
+
+def draw_curves(rows: list[dict[str, float]]) -> bytes:
+    """Loss and top-1 over iterations, a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
+        for split, style in (("train", "--"), ("val", "-")):
+            key = f"{split}/{name}"
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            axes.plot(
+                *zip(*points, strict=True) if points else ([], []), style, marker=".", label=split
+            )
+        axes.set(xlabel="iteration", title={"loss": "loss", "top1": "top-1 accuracy"}[name])
+        axes.legend()
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    return buffer.getvalue()
