@@ -14,6 +14,7 @@ Route "auto" is the one decision of `choose_route`. Softmax logits, and the sums
 concatenation, are computed in at least float32, under autocast too; float64 stays float64.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from typing import Any, Literal
@@ -24,41 +25,49 @@ from torch import Tensor
 
 Route = Literal["auto", "definition", "fast", "sdpa", "chunked"]
 
+_SOFTMAX: tuple[Route, ...] = ("auto", "definition", "fast", "sdpa", "chunked")
+_OTHERS: tuple[Route, ...] = ("auto", "definition", "fast")
 ROUTES: dict[str, tuple[Route, ...]] = {
-    "softmax": ("auto", "definition", "fast", "sdpa", "chunked"),
-    "dot_product": ("auto", "definition", "fast"),
-    "relu": ("auto", "definition", "fast"),
+    "embedded_gaussian": _SOFTMAX,
+    "gaussian": _SOFTMAX,
+    "dot_product": _OTHERS,
+    "concatenation": _OTHERS,
 }
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError, with the nearest choice, where `value` is none of them."""
+    if value not in choices:
+        near = get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{name} is {value!r}: give one of {', '.join(choices)}{hint}")
+
+
 def choose_route(
-    kind: str, route: Route, device: str, dtype: torch.dtype, sizes: tuple[int, int, int, int]
+    form: str, route: Route, device: str, dtype: torch.dtype, sizes: tuple[int, int, int, int]
 ) -> Route:
     """The route to take, from static sizes (N, M, D, Dv) only, so that a compiler sees one.
 
-    `kind` is a key of ROUTES; any `route` but "auto" and "fast" overrides the choice.
+    `form` is a key of ROUTES; any `route` but "auto" and "fast" overrides the choice.
     Raises ValueError for an unknown route and where there is no key (M = 0).
     """
-    if route not in ROUTES[kind]:
-        near = get_close_matches(str(route), ROUTES[kind], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"route {route!r} is not one of {', '.join(ROUTES[kind])}{hint}")
+    check_choice("route", route, ROUTES[form])
     n, m, d, dv = sizes
     if m == 0:
         raise ValueError("there is no key to look at (M = 0); sub-sample less or use larger input")
     if route not in ("auto", "fast"):
         return route
-    if route == "auto" and _definition_is_faster(kind, device, n, m, d, dv):
+    if route == "auto" and _definition_is_faster(form, device, n, m, d, dv):
         return "definition"
-    if kind != "softmax":
+    if ROUTES[form] is not _SOFTMAX:
         return "fast"
     return "sdpa" if _fused_kernel_exists(device, dtype, d, dv) else "chunked"
 
 
-def _definition_is_faster(kind: str, device: str, n: int, m: int, d: int, dv: int) -> bool:
-    if kind == "dot_product":  # counted multiply-adds
+def _definition_is_faster(form: str, device: str, n: int, m: int, d: int, dv: int) -> bool:
+    if form == "dot_product":  # counted multiply-adds
         return n * m * (d + dv) <= (n + m) * d * dv
-    if kind == "softmax":  # measured on a CPU; a GPU has its fused kernels at every size
+    if ROUTES[form] is _SOFTMAX:  # measured on a CPU; a GPU has its fused kernels at every size
         return device == "cpu" and n * m < 400_000
     # Measured on a CPU; on a GPU the many small kernels of the fast form cost their launches.
     return n * m < (150_000 if device == "cpu" else 4_000_000)
@@ -82,10 +91,10 @@ def embedded_gaussian(
     The paper's scale is 1, that of every released model D ** -0.5. Logits have at least float32.
     """
     theta, phi, g = _one_dtype(theta, phi, g)
-    route = choose_route("softmax", route, g.device.type, g.dtype, _sizes(theta, g))
-    with _autocast_off(g):
+    route = choose_route("embedded_gaussian", route, g.device.type, g.dtype, _sizes(theta, g))
+    with autocast_off(g):
         if route == "definition":
-            logits = _at_least_float32(theta) @ _at_least_float32(phi).mT * scale
+            logits = at_least_float32(theta) @ at_least_float32(phi).mT * scale
             return torch.softmax(logits, -1).to(g.dtype) @ g
         if route == "sdpa":
             # A last dimension with another stride than 1 would materialise N x M, silently.
@@ -123,9 +132,9 @@ def concatenation(
 
     w_f . [theta_i, phi_j] is a_i + b_j: no pair is ever concatenated.
     """
-    theta, phi, w_f = (_at_least_float32(t) for t in (theta, phi, w_f))
+    theta, phi, w_f = (at_least_float32(t) for t in (theta, phi, w_f))
     w_theta, w_phi = w_f.chunk(2)
-    with _autocast_off(g):
+    with autocast_off(g):
         a, b = theta @ w_theta, phi @ w_phi
     return pairwise_relu(a, b, g, route=route)
 
@@ -137,9 +146,9 @@ def pairwise_relu(a: Tensor, b: Tensor, g: Tensor, *, route: Route = "auto") -> 
     same operator with the roles swapped, and a second derivative raises RuntimeError.
     """
     dtype, sizes = g.dtype, (a.shape[1], g.shape[1], 1, g.shape[2])
-    route = choose_route("relu", route, g.device.type, dtype, sizes)
-    a, b, g = _one_dtype(*(_at_least_float32(t) for t in (a, b, g)))
-    with _autocast_off(g):
+    route = choose_route("concatenation", route, g.device.type, dtype, sizes)
+    a, b, g = _one_dtype(*(at_least_float32(t) for t in (a, b, g)))
+    with autocast_off(g):
         if route == "definition":
             y = (F.relu(a.unsqueeze(2) + b.unsqueeze(1)) / g.shape[1]) @ g
         else:
@@ -168,7 +177,7 @@ class _ChunkedSoftmax(torch.autograd.Function):
         rows, wide = _chunk_rows(g), _wide(g.dtype)
         d_theta = []
         d_phi, d_g = torch.zeros_like(phi, dtype=wide), torch.zeros_like(g, dtype=wide)
-        with _autocast_off(g):
+        with autocast_off(g):
             delta = (dy * y).sum(-1, keepdim=True, dtype=wide)
             for q, d, s in zip(*(t.split(rows, dim=1) for t in (theta, dy, delta)), strict=True):
                 p = _weights(q, phi, ctx.scale)
@@ -196,7 +205,7 @@ class _PairwiseReLU(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _refuse_second_derivative()
         a, b, g, active = ctx.saved_tensors
-        with _autocast_off(g):
+        with autocast_off(g):
             dy = dy / g.shape[1]
             d_g, dy_active = _relu_sums(b, a, dy)
         return (dy * active).sum(-1), (g * dy_active).sum(-1), d_g
@@ -251,7 +260,7 @@ def _weights(theta: Tensor, phi: Tensor, scale: float) -> Tensor:
     if theta.device.type == "cuda" and _wide(theta.dtype) != theta.dtype:
         logits = torch.bmm(theta, phi.mT, out_dtype=torch.float32)  # 16-bit inputs, fast
     else:
-        logits = _at_least_float32(theta) @ _at_least_float32(phi).mT
+        logits = at_least_float32(theta) @ at_least_float32(phi).mT
     return torch.softmax(logits.mul_(scale), -1)
 
 
@@ -263,7 +272,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _at_least_float32(t: Tensor) -> Tensor:
+def at_least_float32(t: Tensor) -> Tensor:
+    """bfloat16 and float16 become float32, float64 stays."""
     return t.to(_wide(t.dtype))
 
 
@@ -278,7 +288,7 @@ def _one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) for t in tensors)
 
 
-def _autocast_off(t: Tensor) -> AbstractContextManager[Any]:
+def autocast_off(t: Tensor) -> AbstractContextManager[Any]:
     """Nothing where autocast is off already: exported graphs stay free of it."""
     kind = t.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
