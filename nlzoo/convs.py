@@ -25,7 +25,7 @@ class SpaceConv3d(nn.Conv3d):
             weight.squeeze(2),
             bias,
             self.stride[1:],
-            self.padding[1:],
+            _ints(self.padding)[1:],
             self.dilation[1:],
             self.groups,
         )
@@ -44,7 +44,7 @@ class TimeConv3d(nn.Conv3d):
             weight.squeeze(4),
             bias,
             (self.stride[0], 1),
-            (self.padding[0], 0),
+            (_ints(self.padding)[0], 0),
             (self.dilation[0], 1),
             self.groups,
         )
@@ -81,3 +81,9 @@ def _fast_form(conv: nn.Conv3d) -> type[nn.Conv3d] | None:
     if kernel[1:] == (1, 1) and padding[1:] == (0, 0):
         return TimeConv3d
     return None
+
+
+def _ints(padding: str | tuple[int, ...]) -> tuple[int, ...]:
+    """Padding of a folded convolution, which is never a word."""
+    assert not isinstance(padding, str)
+    return padding

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pytorchvideo.models.resnet import create_bottleneck_block, create_res_block
+from pytorchvideo.models.resnet import BottleneckBlock, create_bottleneck_block, create_res_block
 from pytorchvideo.models.stem import create_res_basic_stem
 from torch import Tensor, nn
 
@@ -92,7 +92,6 @@ class BasicBranch(nn.Module):
         self.act_a = _relu()
         self.conv_b = nn.Conv3d(dim_out, dim_out, (1, 3, 3), 1, (0, 1, 1), bias=False)
         self.norm_b = nn.BatchNorm3d(dim_out)
-        self.norm_b.block_final_bn = True  # pytorchvideo's mark of a norm that may start at 0
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, dim_in, T, H, W) -> (B, dim_out, T, H / stride, W / stride)."""
@@ -344,8 +343,9 @@ def _init(model: VideoResNet, zero_init_residual: bool) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif zero_init_residual and getattr(module, "block_final_bn", False):
-            nn.init.zeros_(module.weight)
+        if zero_init_residual and isinstance(module, BasicBranch | BottleneckBlock):
+            last: Any = module.norm_b if isinstance(module, BasicBranch) else module.norm_c
+            nn.init.zeros_(last.weight)
 
 
 def _pick(table: dict[Any, Any], key: Any, what: str) -> Any:

@@ -1,0 +1,169 @@
+"""Names of networks: `create_model`, `list_models`, `load_model`."""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from functools import partial
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nlzoo.image import image_model
+from nlzoo.insert import insert_non_local
+from nlzoo.preprocessing import Preprocessing
+from nlzoo.video import VideoResNet, inflate
+from nlzoo.weights.load import WeightFile, load_into, read_weights
+
+# Residual blocks that a non-local block follows, from 0. ResNet-50: section 4.1, and for five
+# blocks the released code (every second residual block of res3 and res4). ResNet-101: released
+# for five blocks; where its ten go is unpublished: all of res3, and the three of res4 with three
+# halfway. ResNet-18 has two residual blocks a stage: the same rules give 1, 2 and 4 blocks.
+BLOCKS = {
+    ("r18", "nl1"): "res4:0",
+    ("r18", "nl5"): "res3:1 res4:1",
+    ("r18", "nl10"): "res3:0,1 res4:0,1",
+    ("r50", "nl1"): "res4:4",
+    ("r50", "nl5"): "res3:1,3 res4:1,3,5",
+    ("r50", "nl10"): "res3:0,1,2,3 res4:0,1,2,3,4,5",
+    ("r101", "nl1"): "res4:21",
+    ("r101", "nl5"): "res3:1,3 res4:6,13,20",
+    ("r101", "nl10"): "res3:0,1,2,3 res4:3,6,10,13,17,20",
+}
+
+BACKBONES: dict[str, Callable[..., VideoResNet]] = {
+    "c2d_r18": partial(VideoResNet, "c2d", 18),
+    "c2d_r50": partial(VideoResNet, "c2d", 50),
+    "c2d_r101": partial(VideoResNet, "c2d", 101),
+    "i3d_r18": partial(VideoResNet, "i3d", 18),
+    "i3d_r50": partial(VideoResNet, "i3d", 50),
+    "i3d_r101": partial(VideoResNet, "i3d", 101),
+    "i3d333_r50": partial(VideoResNet, "i3d333", 50),
+    "i3d333_r101": partial(VideoResNet, "i3d333", 101),
+    "slow_r18": partial(VideoResNet, "slow", 18, geometry="slowfast"),
+    "slow_r50": partial(VideoResNet, "slow", 50, geometry="slowfast"),
+    "slow_r101": partial(VideoResNet, "slow", 101, geometry="slowfast"),
+}
+
+PLACES = dict.fromkeys(BACKBONES, "") | {
+    f"{name}_{count}": places
+    for name in BACKBONES
+    for (depth, count), places in BLOCKS.items()
+    if name.endswith(f"_{depth}")
+}
+MODELS = {name: BACKBONES[name.partition("_nl")[0]] for name in PLACES}
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool | str | Path = False,
+    num_classes: int | None = None,
+    non_local: str | dict[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
+    **arch: Any,
+) -> VideoResNet:
+    """Build a network by name, with its non-local blocks.
+
+    Args:
+        name: one of `list_models()`.
+        pretrained: "timm/NAME" inflates that ResNet's ImageNet weights (downloaded); a path loads
+            a checkpoint of `nlzoo.fit` or a file of pytorchvideo's hub, built as it was trained
+            unless `arch` says otherwise.
+        num_classes: by default those of the weights, or 400. Where the weights have another
+            number, the classifier starts fresh.
+        non_local: places of the blocks in place of the name's own ("res3:1,3 res4:1,3,5"), or a
+            dict with `places` (by default the name's) and arguments of `NonLocalBlock`.
+        preprocessing: what the network will see; by default that of its geometry.
+        **arch: geometry, width, dropout, zero_init_residual of `VideoResNet`.
+
+    Returns:
+        The network in training mode, float32, weights in channels_last_3d.
+
+    Raises:
+        ValueError: unknown name, argument or place (names the nearest); weights that do not fit.
+        FileNotFoundError: no such weights file.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; {_near(name, MODELS)}")
+    if pretrained is True:
+        raise ValueError(f"no published weights for {name}; give a path or timm/NAME")
+    is_timm = str(pretrained).startswith("timm/")
+    weights = read_weights(pretrained) if pretrained and not is_timm else None
+    if weights:
+        arch = weights.arch | arch
+        num_classes = num_classes or weights.num_classes
+    _check_arch(arch)
+    classes = 400 if num_classes is None else num_classes
+    model = MODELS[name](num_classes=classes, preprocessing=preprocessing, **arch)
+    if is_timm:
+        inflate(model, image_model(str(pretrained).removeprefix("timm/"), pretrained=True))
+    _insert(model, name, non_local)
+    if weights:
+        load_into(model, weights)
+    return model
+
+
+def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
+    """Names that match a wildcard ("*_nl5"); with `pretrained`, those with published weights."""
+    return sorted(n for n in MODELS if fnmatch(n, filter)) if not pretrained else []
+
+
+def load_model(path: str | Path) -> VideoResNet:
+    """The network of a checkpoint of `nlzoo.fit`: architecture, weights and preprocessing.
+
+    Args:
+        path: the checkpoint.
+
+    Returns:
+        The network on the CPU, in evaluation mode; `model.preprocessing` says what it expects.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, unsafe, not a checkpoint of `nlzoo.fit`, or weights that do not fit.
+    """
+    weights = read_weights(path)
+    if not weights.spec:
+        raise ValueError(
+            f"{path} says nothing about its model; use create_model(NAME, pretrained=PATH)"
+        )
+    return _from_checkpoint(weights).eval()
+
+
+def _from_checkpoint(weights: WeightFile) -> VideoResNet:
+    spec = weights.spec["model"]
+    model = create_model(
+        spec["name"],
+        num_classes=weights.num_classes,
+        non_local=spec.get("non_local"),
+        preprocessing=Preprocessing.from_dict(weights.spec["preprocessing"]),
+        **weights.arch,
+    )
+    load_into(model, weights)
+    return model
+
+
+def _insert(model: VideoResNet, name: str, non_local: str | dict[str, Any] | None) -> None:
+    options = {"places": non_local} if isinstance(non_local, str) else dict(non_local or {})
+    places = options.pop("places", PLACES[name])
+    if places or non_local is not None:
+        if not places:
+            raise ValueError(
+                f"{name} with non_local={non_local!r} has no place for a block; name places, as "
+                'in "res3:1,3 res4:1,3,5", or leave non_local out'
+            )
+        insert_non_local(model, places, **options)
+        model.to(memory_format=torch.channels_last_3d)
+
+
+def _check_arch(arch: dict[str, Any]) -> None:
+    known = [k for k in signature(VideoResNet).parameters if k not in ("kind", "depth")]
+    for key in arch:
+        if key not in known:
+            raise ValueError(f"unknown model argument {key!r}; {_near(key, known)}")
+
+
+def _near(word: str, choices: Any) -> str:
+    near = get_close_matches(word, choices, cutoff=0.4) or list(choices)[:5]
+    return f"near are {', '.join(near)}"
