@@ -161,28 +161,24 @@ class _ChunkedSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, phi: Tensor, g: Tensor, scale: float) -> Tensor:
-        rows = _chunk_rows(g)
-        y = torch.cat(
-            [_weights(q, phi, scale).to(g.dtype) @ g for q in theta.split(rows, dim=1)],
-            dim=1,
-        )
-        ctx.save_for_backward(theta, phi, g, y)
+        ctx.save_for_backward(theta, phi, g)
         ctx.scale = scale
-        return y
+        chunks = theta.split(_chunk_rows(g), dim=1)
+        return torch.cat([_weights(q, phi, scale).to(g.dtype) @ g for q in chunks], dim=1)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         _refuse_second_derivative()
-        theta, phi, g, y = ctx.saved_tensors
+        theta, phi, g = ctx.saved_tensors
         rows, wide = _chunk_rows(g), _wide(g.dtype)
         d_theta = []
         d_phi, d_g = torch.zeros_like(phi, dtype=wide), torch.zeros_like(g, dtype=wide)
         with autocast_off(g):
-            delta = (dy * y).sum(-1, keepdim=True, dtype=wide)
-            for q, d, s in zip(*(t.split(rows, dim=1) for t in (theta, dy, delta)), strict=True):
+            for q, d in zip(theta.split(rows, dim=1), dy.split(rows, dim=1), strict=True):
                 p = _weights(q, phi, ctx.scale)
                 d_g += p.to(g.dtype).mT @ d
-                d_logits = (p * (d @ g.mT - s) * ctx.scale).to(g.dtype)
+                d_logits = torch._softmax_backward_data((d @ g.mT).to(wide), p, -1, wide)
+                d_logits = d_logits.mul_(ctx.scale).to(g.dtype)
                 d_theta.append(d_logits @ phi)
                 d_phi += d_logits.mT @ q
         return torch.cat(d_theta, dim=1), d_phi.to(phi.dtype), d_g.to(g.dtype), None
