@@ -48,7 +48,8 @@ def find_resume(config: Namespace) -> str | None:
         return config.resume
     if last.exists():
         raise ValueError(
-            f"{config.run} already holds a run: --resume auto continues it, --run FOLDER starts another"
+            f"{config.run} already holds a run: "
+            "--resume auto continues it, --run FOLDER starts another"
         )
     return None
 

@@ -26,7 +26,7 @@ def test_unreadable_videos_are_not_scored():
     labels, views = labels.flatten().long(), views.flatten()
     assert labels.tolist() == [-1, -1, 1]
     assert views.tolist() == [0, 0, 1]
-    top1 = accuracies(2)["top1"](scores, labels)
+    top1 = accuracies(2)(scores, labels)["top1"]
     assert top1 == 1
 
 

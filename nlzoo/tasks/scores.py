@@ -1,8 +1,10 @@
 """Scores of videos: accuracies, and the average over views of the 30-view test."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 UNREADABLE = -1  # the label of a video that could not be read
@@ -21,14 +23,16 @@ class MeanClassAccuracy(MulticlassConfusionMatrix):
         return (confusion.diagonal() / support)[support > 0].mean()
 
 
-def accuracies(classes: int) -> dict[str, Metric]:
-    """top1, top5 (or as many as there are classes) and mean_class, for logits (B, K), labels (B,)."""
-    options = {"num_classes": classes, "ignore_index": UNREADABLE, "validate_args": False}
-    return {
-        "top1": MulticlassAccuracy(average="micro", **options),
-        "top5": MulticlassAccuracy(average="micro", top_k=min(5, classes), **options),
-        "mean_class": MeanClassAccuracy(**options),
-    }
+def accuracies(classes: int) -> MetricCollection:
+    """top1, top5 (fewer where there are fewer classes), mean_class of (B, K) and labels (B,)."""
+    options: dict[str, Any] = {"num_classes": classes, "ignore_index": UNREADABLE}
+    return MetricCollection(
+        {
+            "top1": MulticlassAccuracy(average="micro", **options),
+            "top5": MulticlassAccuracy(average="micro", top_k=min(5, classes), **options),
+            "mean_class": MeanClassAccuracy(**options),
+        }
+    )
 
 
 class ViewScores(Metric):

@@ -10,7 +10,7 @@ from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from nlzoo.blocks import NonLocalBlock
@@ -87,7 +87,7 @@ class VideoClassification(LightningModule):
         self.loss = nn.CrossEntropyLoss(ignore_index=UNREADABLE, label_smoothing=label_smoothing)
         k = self.model.num_classes
         self.train_top1 = MulticlassAccuracy(k, average="micro", ignore_index=UNREADABLE)
-        self.val_metrics = MetricCollection(accuracies(k), prefix="val/")
+        self.val_metrics = accuracies(k).clone(prefix="val/")
         self.val_loss = MeanMetric()
         self.seed = 0
 
@@ -136,7 +136,7 @@ class VideoClassification(LightningModule):
         return loss
 
     def _host_norms(self) -> Iterator[nn.Module]:
-        """Batch norms outside the non-local blocks: a frozen gamma of 0 would end a block for ever."""
+        """Batch norms outside the blocks: a frozen gamma of 0 would end a block for ever."""
         blocks = (b for b in self.model.modules() if isinstance(b, NonLocalBlock))
         own = {m for block in blocks for m in block.modules()}
         for module in self.model.modules():
@@ -184,8 +184,8 @@ class VideoClassification(LightningModule):
         """Average over views, then the accuracies; `test_results` keeps `ViewScores.compute`."""
         self.test_results = self.test_scores.compute()
         labels, scores = self.test_results[:, 0].long(), self.test_results[:, 2:]
-        for name, metric in accuracies(self.model.num_classes).items():
-            self.log(f"test/{name}", metric.to(self.device)(scores, labels))
+        metrics = accuracies(self.model.num_classes).clone(prefix="test/").to(self.device)
+        self.log_dict(metrics(scores, labels))
 
     def _fresh(self, n: int, loader: Any) -> Tensor:
         """Which of the next n samples are not padding that a distributed sampler repeated.
@@ -205,7 +205,8 @@ class VideoClassification(LightningModule):
         if self.trainer.world_size > 1:
             for name, buffer in self.model.named_buffers():
                 if name.endswith(("running_mean", "running_var")):
-                    buffer.copy_(self.all_gather(buffer).mean(0))
+                    gathered: Any = self.all_gather(buffer)
+                    buffer.copy_(gathered.mean(0))
 
     # -- checkpoints ------------------------------------------------------------------------
 

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nlzoo import cli
+
+RECIPES = ("i3d_nl_kinetics", "i3d_kinetics", "c2d_kinetics", "c2d_nl_kinetics", "videos_finetune")
+
+
+def parse(*argv):
+    return cli.parse(argv, "nlzoo.fit", "")
+
+
+def test_merge_goes_key_by_key():
+    merged = cli.merge({"a": {"b": 1, "c": 2}, "d": [1, 2]}, {"a": {"b": 3}, "d": [4]})
+    assert merged == {"a": {"b": 3, "c": 2}, "d": [4]}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_parse_by_name_and_path(name):
+    config = parse("--recipe", name)
+    assert config == parse("--recipe", f"recipes/{name}.yaml")
+    assert config.run == f"runs/{name}"
+    head = (Path(cli.__file__).parent.parent / "recipes" / f"{name}.yaml").read_text()
+    for word in ("# Source:", "# Expected:", "# Hardware:", "# Command:"):
+        assert word in head
+
+
+def test_options_override_recipes_and_recipes_merge(tmp_path):
+    (tmp_path / "local.yaml").write_text("task: {init_args: {lr: 0.5}}\ntrainer: {max_steps: 7}\n")
+    config = parse(
+        *("--recipe", "i3d_nl_kinetics", f"--recipe={tmp_path}/local.yaml"),
+        *("--trainer.max_steps", "9", "--task.non_local.form", "dot_product", "--data", "videos"),
+    )
+    assert config.task.init_args.lr == 0.5
+    assert config.task.init_args.weight_decay == 1e-4
+    assert config.trainer.max_steps == 9
+    assert config.task.init_args.non_local["form"] == "dot_product"
+    assert config.data.init_args.path == "videos"
+
+
+def test_effective_recipe_parses_to_the_same(tmp_path):
+    config = parse("--recipe", "c2d_nl_kinetics", "--task.lr", "0.25", "--seed", "3")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(cli.recipe_text(config))
+    again = parse("--recipe", str(path), "--run", config.run)
+    assert again == config
+    assert yaml.safe_load(path.read_text())["seed"] == 3
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_sample_keeps_kind_depth_and_blocks(name):
+    plain = yaml.safe_load(cli.recipe_text(parse("--recipe", name)))
+    sample = cli.read_recipe("video_sample")
+    assert "model" not in sample["task"]["init_args"]
+    assert "non_local" not in sample["task"]["init_args"]
+    assert sample["task"]["init_args"]["arch"].keys() == {"width", "geometry", "dropout"}
+    assert plain["task"]["init_args"]["model"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "no recipe: --recipe NAME, one of c2d_kinetics"),
+        (("--recipe", "i3d_nl_kinetic"), "did you mean i3d_nl_kinetics"),
+        (("--recipe", "i3d_kinetics", "--task.lrr", "1"), "unknown key 'lrr'; did you mean lr"),
+        (("--recipe", "i3d_kinetics", "--data.batchsize", "1"), "did you mean batch_size"),
+        (("--recipe", "i3d_kinetics", "--trainer.max_step", "1"), "did you mean max_steps"),
+        (("--recipe", "i3d_kinetics", "--task.lr", "fast"), "lr: Expected a <class 'float'>"),
+        (("--recipe", "i3d_kinetics", "--trainer.max_steps", "x"), "max_steps: Expected"),
+        (("--recipe", "i3d_kinetics", "--nonsense"), "unknown key 'nonsense'"),
+    ],
+)
+def test_wrong_options_are_named(argv, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message.replace("(", r"\(")) as error:
+        parse(*argv)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("taks: {}", "unknown key 'taks'; did you mean task"),
+        ("task: {class_path: VideoClasification}", "VideoClasification"),
+        ("task: {class_path: VideoClassification, init_args: {modle: x}}", "did you mean model"),
+        ("just text", "is not a recipe"),
+        ("a: [", "is not valid YAML"),
+        ("trainer: {max_step: 3}", "did you mean max_steps"),
+    ],
+)
+def test_wrong_recipes_are_named(tmp_path, text, message):
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse("--recipe", "i3d_kinetics", "--recipe", str(tmp_path / "wrong.yaml"))

@@ -1,0 +1,52 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nlzoo import program
+
+
+def test_errors_are_one_line_and_exit_2(capsys):
+    def main(argv):
+        raise ValueError("label 7 in list.txt line 3\n  is outside the 2 classes")
+
+    with pytest.raises(SystemExit) as exit_:
+        program.run(main, [])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "nlzoo: label 7 in list.txt line 3 is outside the 2 classes\n"
+
+
+def test_debug_shows_the_traceback(monkeypatch):
+    def main(argv):
+        raise ValueError("wrong")
+
+    monkeypatch.setenv("NLZOO_DEBUG", "1")
+    with pytest.raises(ValueError, match="wrong"):
+        program.run(main, [])
+
+
+def test_os_errors_name_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        (tmp_path / "none").read_text()
+    assert program.one_line(error.value) == f"No such file or directory: {tmp_path / 'none'}"
+
+
+def test_a_workers_traceback_is_left_out():
+    text = (
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent):\n"
+        '  File "x.py", line 1, in f\nValueError: video a.mp4 is empty'
+    )
+    assert program.one_line(ValueError(text)) == "video a.mp4 is empty"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [(["--version"], 0, "nlzoo "), (["--help"], 0, "evaluate"), (["fitt"], 2, "unknown program")],
+)
+def test_console_script(arguments, code, word):
+    done = subprocess.run(
+        [sys.executable, "-m", "nlzoo", *arguments], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == code
+    assert word in done.stdout + done.stderr
