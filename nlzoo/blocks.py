@@ -128,8 +128,8 @@ class NonLocalBlock(nn.Module):
         An N x M float32 map, which only the textbook form keeps, takes 4e-6 N M MB.
         """
         if len(shape) != self.dims + 2 or shape[1] != self.channels:
-            wanted = ("B", str(self.channels), *"THW"[3 - self.dims :])
-            raise ValueError(f"input has shape {tuple(shape)}, wanted ({', '.join(wanted)})")
+            axes = {1: "L", 2: "H, W", 3: "T, H, W"}[self.dims]
+            raise ValueError(f"input has shape {tuple(shape)}, wanted (B, {self.channels}, {axes})")
         size = list(shape[2:])
         queries = prod(size)
         if self.groups is not None and size[0] % self.groups:
@@ -137,7 +137,7 @@ class NonLocalBlock(nn.Module):
         if self.dims == 3:
             size[0] //= self.groups or 1
         pairs = zip(size[self._axes], self.subsample[self._axes], strict=True)
-        keys = prod(s // k for s, k in pairs)
+        keys = prod([s // k for s, k in pairs])
         if keys == 0:
             raise ValueError(
                 f"input {tuple(shape)} is smaller than the pooling kernel {self.subsample}: "
