@@ -25,7 +25,7 @@ class SpaceConv3d(nn.Conv3d):
             weight.squeeze(2),
             bias,
             self.stride[1:],
-            _ints(self.padding)[1:],
+            _sizes(self.padding)[1:],
             self.dilation[1:],
             self.groups,
         )
@@ -38,17 +38,45 @@ class TimeConv3d(nn.Conv3d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = input[..., :: self.stride[1], :: self.stride[2]]
         x = x.contiguous(memory_format=torch.channels_last_3d)
+        if self._trains_on_cpu(x, weight):
+            return self._by_products(x, weight, bias)
         b, c, t, h, w = x.shape
         y = F.conv2d(
             x.permute(0, 2, 3, 4, 1).reshape(b, t, h * w, c).permute(0, 3, 1, 2),
             weight.squeeze(4),
             bias,
             (self.stride[0], 1),
-            (_ints(self.padding)[0], 0),
+            (_sizes(self.padding)[0], 0),
             (self.dilation[0], 1),
             self.groups,
         )
         return y.permute(0, 2, 3, 1).reshape(b, -1, h, w, y.shape[1]).permute(0, 4, 1, 2, 3)
+
+    def _trains_on_cpu(self, x: Tensor, weight: Tensor) -> bool:
+        """Where the matrix form applies (stride 1, T kept) and wins: conv2d's backward is slow."""
+        reach = self.dilation[0] * (self.kernel_size[0] - 1)
+        return (
+            torch.is_grad_enabled()
+            and (x.requires_grad or weight.requires_grad)
+            and x.device.type == "cpu"
+            and not torch.compiler.is_exporting()
+            and (self.stride[0], self.groups) == (1, 1)
+            and reach == 2 * _sizes(self.padding)[0]
+        )
+
+    def _by_products(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One product with the weights of all taps, then each tap's share moved to its frame."""
+        taps, t = self.kernel_size[0], x.shape[2]
+        matrix = weight.flatten(2).permute(2, 0, 1).flatten(0, 1)  # (k O, C)
+        shares = F.linear(x.permute(0, 2, 3, 4, 1), matrix).unflatten(-1, (taps, -1))
+        y = shares[..., taps // 2, :].clone()
+        for tap in range(taps):
+            shift = (tap - taps // 2) * self.dilation[0]  # output frame t reads frame t + shift
+            if shift and abs(shift) < t:
+                y[:, max(-shift, 0) : t - max(shift, 0)] += shares[
+                    :, max(shift, 0) : t + min(shift, 0), ..., tap, :
+                ]
+        return (y if bias is None else y + bias).permute(0, 4, 1, 2, 3)
 
 
 def fast_convs_(model: M) -> M:
@@ -83,7 +111,7 @@ def _fast_form(conv: nn.Conv3d) -> type[nn.Conv3d] | None:
     return None
 
 
-def _ints(padding: str | tuple[int, ...]) -> tuple[int, ...]:
-    """Padding of a folded convolution, which is never a word."""
+def _sizes(padding: str | tuple[int, ...]) -> tuple[int, ...]:
+    """Padding in numbers: a word is never folded."""
     assert not isinstance(padding, str)
     return padding
