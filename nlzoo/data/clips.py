@@ -5,8 +5,6 @@ from the first frame where the video ends (modulo `length`), as in the authors' 
 `step` is the stride, or, by time, the stride in frames of the wanted rate (`step_of`).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 
@@ -45,6 +43,6 @@ def centre_clip(length: int, frames: int, step: float) -> list[int]:
     return clip_at(last_start(length, frames, step) // 2, length, frames, step)
 
 
-def test_clips(length: int, frames: int, step: float, clips: int = 10) -> Sequence[list[int]]:
-    """Evenly spread clips that start at floor(k * length / clips), wrapping at the end."""
+def test_clips(length: int, frames: int, step: float, clips: int) -> list[list[int]]:
+    """`clips` evenly spread clips (the paper: 10); clip k starts at floor(k * length / clips)."""
     return [clip_at(k * length // clips, length, frames, step) for k in range(clips)]

@@ -34,14 +34,12 @@ def crops_of(clip: Tensor, size: int, crops: int = 3) -> Tensor:
     One crop is the centre; three have offsets 0, m and 2m with m = floor((long - size) / 2), and
     are centred along the short side.
     """
-    middle = [(side - size) // 2 for side in clip.shape[-2:]]
-    along = 0 if clip.shape[-2] > clip.shape[-1] else 1
-    cuts = []
-    for k in range(crops):
-        offset = list(middle)
-        offset[along] = middle[along] * k if crops == 3 else middle[along]
-        cuts.append(crop_at(clip, *offset, size))
-    return stack(cuts)
+    height, width = clip.shape[-2:]
+    top, left = (height - size) // 2, (width - size) // 2
+    if crops == 1:
+        return crop_at(clip, top, left, size)[None]
+    cuts = [(top * k, left) if height > width else (top, left * k) for k in range(crops)]
+    return stack([crop_at(clip, *cut, size) for cut in cuts])
 
 
 def check_crop(crop: int, short_side: int, name: str) -> None:
@@ -76,7 +74,7 @@ class TrainTransform:
 
 
 @dataclass(frozen=True)
-class TestTransform:
+class EvalTransform:
     """A fixed short side, then one centre crop or three along the longer side."""
 
     size: int = 256

@@ -1,0 +1,90 @@
+"""Class lists, and labels as indices into them."""
+
+import difflib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from nlzoo.data.layouts import Row, plain
+
+BUILT_IN = ("kinetics400", "kinetics600", "kinetics700")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The videos of one split that are there, their labels, and the names of those missing."""
+
+    videos: tuple[str, ...]
+    labels: tuple[int, ...]
+    missing: tuple[str, ...]
+
+
+def read_classes(root: Path, classes: str, rows: Sequence[Row]) -> list[str]:
+    """Class names in the order of their indices.
+
+    `classes` is the name of a built-in list or a file of one name a line; where it is empty,
+    ROOT/classes.txt, or else the names that `rows` have, sorted.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a list without names, or with the same name twice.
+    """
+    if classes in BUILT_IN:
+        text = (resources.files("nlzoo.data") / "labels" / f"{classes}.txt").read_text()
+        return text.splitlines()
+    for file in (root / classes, Path(classes)) if classes else (root / "classes.txt",):
+        if file.is_file():
+            return _class_file(file)
+    if classes:
+        raise FileNotFoundError(f"no class list {classes!r}; built in: {', '.join(BUILT_IN)}")
+    names = {row.label for row in rows}
+    if all(name.isdecimal() for name in names):
+        return [str(i) for i in range(max(map(int, names)) + 1)]
+    return sorted({plain(name): name.strip('"') for name in sorted(names)}.values())
+
+
+def _class_file(file: Path) -> list[str]:
+    names = [line.strip().strip('"') for line in file.read_text("utf-8-sig").splitlines()]
+    names = [name for name in names if name]
+    twice = [name for name, n in _counts(names).items() if n > 1]
+    if not names or twice:
+        raise ValueError(f"{file}: {f'{twice[0]!r} is there twice' if twice else 'no class name'}")
+    return names
+
+
+def _counts(names: Sequence[str]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for name in names:
+        counts[plain(name)] += 1
+    return counts
+
+
+def to_split(rows: Sequence[Row], classes: Sequence[str]) -> Split:
+    """Labels as indices into `classes`; missing videos set aside.
+
+    Raises:
+        ValueError: a label that is neither an index nor a name of the list, with its line.
+    """
+    index = {plain(name): i for i, name in enumerate(classes)}
+    labels = [_label(row, classes, index) for row in rows]
+    there = [(row.path, label) for row, label in zip(rows, labels, strict=True) if row.path]
+    return Split(
+        videos=tuple(path for path, _ in there),
+        labels=tuple(label for _, label in there),
+        missing=tuple(row.name for row in rows if row.path is None),
+    )
+
+
+def _label(row: Row, classes: Sequence[str], index: dict[str, int]) -> int:
+    if (found := index.get(plain(row.label))) is not None:
+        return found
+    if row.label.isdecimal() and int(row.label) < len(classes):
+        return int(row.label)
+    near = difflib.get_close_matches(plain(row.label), index, 1)
+    hint = f"; did you mean {classes[index[near[0]]]!r}?" if near else ""
+    span = f"{classes[0]!r} (0) to {classes[-1]!r} ({len(classes) - 1})"
+    raise ValueError(
+        f"{row.where}: label {row.label!r} is outside the {len(classes)} classes, {span}{hint}"
+    )
