@@ -82,7 +82,7 @@ class TrainClips(Clips):
         notes: list[Note] = []
         for _ in range(TRIES):
             try:
-                clip, found = self.read(index, lambda *size: train_clip(*size, rng))
+                clip, found = self.read(index, partial(train_clip, rng=rng))
                 return self.transform(clip, rng), self.labels[index], index, notes + found
             except UnreadableVideo as error:
                 notes.append(Note(self.name(index), str(error), used=False))
@@ -138,41 +138,43 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """A shuffled share of the data for each rank; yields (epoch, index)."""
+    """A shuffled share of the videos for each rank; yields (epoch, index).
 
-    def __init__(self, data: TrainClips, replicas: int, rank: int) -> None:
-        super().__init__(data, replicas, rank, shuffle=True, seed=data.seed, drop_last=True)
-        self._resumed, self._done = -1, 0
+    Epoch and position are those of the trainer's count of batches, which checkpoints restore: an
+    iteration begins where training stands, inside an epoch too. The length is a whole epoch's.
+    """
 
-    def resume(self, epoch: int, done: int) -> None:
-        """Leave out the first `done` items of `epoch`. The length stays that of a whole epoch."""
-        self.set_epoch(epoch)
-        self._resumed, self._done = epoch, done
+    def __init__(self, data: TrainClips, batch_size: int, trainer: Trainer | None) -> None:
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        super().__init__(data, world, rank, shuffle=True, seed=data.seed, drop_last=True)
+        self._batch_size, self._trainer = batch_size, trainer
+
+    def _position(self) -> tuple[int, int]:
+        """(epoch, batches of it that are done: trained on, not read ahead)."""
+        if self._trainer is None:
+            return self.epoch, 0
+        batches, limit = len(self) // self._batch_size, self._trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress
+        return divmod(progress.total.processed, max(batches, 1))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
+        epoch, done = self._position()
+        self.set_epoch(epoch)
         order = list(super().__iter__())
-        yield from ((epoch, i) for i in order[self._done if epoch == self._resumed else 0 :])
+        yield from ((epoch, i) for i in order[done * self._batch_size :])
 
 
 class TrainLoader(DataLoader[Any]):
-    """Batches of training clips; goes on inside an epoch from a checkpoint.
-
-    Lightning stores `state_dict` in its checkpoints and counts on from the stored batch itself.
-    """
+    """Batches of training clips; the state that Lightning asks for is its own count of batches."""
 
     def __init__(
-        self, dataset: TrainClips, batch_size: int, workers: int, trainer: Trainer | None
+        self, data: TrainClips, batch_size: int, workers: int, trainer: Trainer | None
     ) -> None:
-        self._trainer = trainer
-        world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        self._order = EpochSampler(dataset, world, rank)
-        # Lightning makes the first iterator, whose workers read ahead, before it sets the epoch
-        self._order.set_epoch(trainer.current_epoch if trainer else 0)
         super().__init__(
-            dataset,
+            data,
             batch_size,
-            sampler=self._order,
+            sampler=EpochSampler(data, batch_size, trainer),
             num_workers=workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
@@ -180,20 +182,12 @@ class TrainLoader(DataLoader[Any]):
             persistent_workers=workers > 0,
         )
 
-    def state_dict(self) -> dict[str, int]:
-        """The running epoch and its batches done: trained on, not read ahead."""
-        if self._trainer is None:
-            raise RuntimeError("only a loader with a trainer knows how far training is")
-        loop: Any = self._trainer.fit_loop
-        epoch = loop.epoch_progress.current.ready - 1
-        batches = loop.epoch_loop.batch_progress.current.processed
-        if batches >= self._trainer.num_training_batches:
-            epoch, batches = epoch + 1, 0
-        return {"epoch": epoch, "batches": batches}
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: having the method tells Lightning that resuming inside an epoch is exact."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there."""
-        self._order.resume(state["epoch"], state["batches"] * (self.batch_size or 1))
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: the sampler asks the trainer."""
 
 
 def eval_loader(dataset: EvalClips, batch_size: int, workers: int) -> DataLoader[Any]:
