@@ -97,9 +97,11 @@ def iter_frames(source: Source) -> Iterator[av.VideoFrame]:
         UnreadableVideo: at once, as `probe`; or after the last good frame of a damaged file.
     """
     with VideoFile(source) as video:
-        yield from (frame for _, frame in video.decode(0))
+        good = 0
+        for good, (_, frame) in enumerate(video.decode(), 1):  # noqa: B007
+            yield frame
         if video.damage:
-            raise UnreadableVideo(f"{video.name}: {video.damage}")
+            raise UnreadableVideo(f"{video.name}: damaged after {good} good frames: {video.damage}")
 
 
 def open_video(source: Source) -> "VideoFile | FrameFolder":

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nlzoo.data import clips
+
+sizes = {
+    "length": st.integers(1, 400),
+    "frames": st.integers(1, 64),
+    "stride": st.integers(1, 8),
+}
+
+
+def positions(start, length, frames, stride):
+    """The released code's loop, written out."""
+    found, at = [], start
+    for _ in range(frames):
+        found.append(at)
+        at += stride
+        while at >= length:
+            at -= length
+    return found
+
+
+@given(**sizes, seed=st.integers(0, 2**32))
+def test_training_clips_start_in_range_and_wrap(length, frames, stride, seed):
+    clip = clips.train_clip(length, frames, stride, clips.generator(seed))
+    assert clip == positions(clip[0], length, frames, stride)
+    assert 0 <= clip[0] <= max(length - frames * stride, 0)
+    if length >= frames * stride:
+        assert clip == list(range(clip[0], clip[0] + frames * stride, stride))
+
+
+def test_every_start_is_equally_likely():
+    rng = clips.generator(0)
+    starts = [clips.train_clip(13, 4, 2, rng)[0] for _ in range(6000)]
+    counts = np.bincount(starts)
+    assert len(counts) == 6  # 0 to 13 - 8
+    assert abs(counts - 1000).max() < 150
+
+
+@given(**sizes, number=st.integers(1, 12))
+def test_test_clips_start_evenly(length, frames, stride, number):
+    found = clips.test_clips(length, frames, stride, number)
+    for k, clip in enumerate(found):
+        assert clip == positions(int(k * length / number), length, frames, stride)
+    assert len(found) == number
+
+
+@given(**sizes)
+def test_centre_clip_leaves_the_same_on_both_sides(length, frames, stride):
+    clip = clips.centre_clip(length, frames, stride)
+    spare = length - frames * stride
+    assert clip[0] == (spare // 2 if spare > 0 else 0)
+
+
+def test_by_time_two_rates_show_the_same_moments():
+    at_30 = clips.clip_at(0, 300, 8, clips.step_of(4, 30, 30))
+    at_60 = clips.clip_at(0, 600, 8, clips.step_of(4, 60, 30))
+    assert [2 * i for i in at_30] == at_60
+    assert clips.clip_at(0, 250, 8, clips.step_of(4, 25, 30)) == [0, 3, 6, 10, 13, 16, 20, 23]
+    assert clips.step_of(4, 25, 0) == clips.step_of(4, 0, 30) == 4
+
+
+@pytest.mark.parametrize("key", [(0, 0, 1), (0, 1, 0), (1, 0, 0)])
+def test_draws_are_a_function_of_the_key(key):
+    assert clips.generator(*key).random() == clips.generator(*key).random()
+    assert clips.generator(*key).random() != clips.generator(0, 0, 0).random()
