@@ -1,0 +1,201 @@
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nlzoo.data.classes import read_classes, to_split
+from nlzoo.data.layouts import Files, plain, read_rows
+
+ROOT = Path(__file__).parent.parent
+LABELS = Path(os.environ.get("NLZOO_SHARED", ROOT / ".." / "shared")) / "data" / "video_labels"
+needs_labels = pytest.mark.skipif(not LABELS.is_dir(), reason=f"no {LABELS}")
+
+
+def tree(root, *paths, **texts):
+    """Empty files, and text files `name__suffix`."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    for name, text in texts.items():
+        (root / name.replace("__", ".")).write_text(text)
+    return root
+
+
+def split_of(root, split="train", classes=""):
+    """(path below the root, label) pairs, class names, names of missing videos."""
+    files = Files(root)
+    rows = read_rows(files, split)
+    names = read_classes(root, classes, rows)
+    found = to_split(rows, names)
+    paths = [os.path.relpath(path, root) for path in found.videos]
+    return list(zip(paths, found.labels, strict=True)), names, list(found.missing)
+
+
+OFFICIAL = """label,youtube_id,time_start,time_end,split,is_cc
+"riding a bike",-abcdefghij,1,11,train,0
+zumba,abcdefghijk,20,30,train,0
+zumba,abcdefghijk,120,130,train,1
+"riding a bike",lostlostlos,0,10,train,0
+"""
+NAMES = [
+    "-abcdefghij_000001_000011.mp4",
+    "abcdefghijk_000020_000030.mp4",
+    "abcdefghijk_000120_000130.mkv",
+]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train/riding a bike", "train/zumba", "train/zumba"),
+        ("riding_a_bike", "zumba", "zumba"),
+        ("", "", ""),
+        ("train", "train", "train"),
+    ],
+)
+@pytest.mark.parametrize("list_name", ["train__csv", "kinetics-400_train__csv"])
+def test_official_csv_finds_files_where_people_put_them(tmp_path, folders, list_name):
+    paths = [str(Path(*pair)) for pair in zip(folders, NAMES, strict=True)]
+    root = tree(tmp_path, *paths, **{list_name: OFFICIAL})
+    pairs, names, missing = split_of(root)
+    assert names == ["riding a bike", "zumba"]
+    assert pairs == list(zip(paths, [0, 1, 1], strict=True))
+    assert missing == ["lostlostlos_000000_000010"]
+
+
+def test_files_named_by_id_only_and_the_closest_of_two(tmp_path):
+    paths = ["val/zumba/abcdefghijk.mp4", "train/zumba/abcdefghijk.mp4", "x/-abcdefghij.mp4"]
+    pairs, _, missing = split_of(tree(tmp_path, *paths, train__csv=OFFICIAL))
+    assert pairs == [(paths[2], 0), (paths[1], 1), (paths[1], 1)]
+    assert len(missing) == 1
+
+
+@needs_labels
+@pytest.mark.parametrize(("kinetics", "rows"), [("400", 800), ("600", 1200)])
+def test_true_rows_of_kinetics_parse(tmp_path, kinetics, rows):
+    (tmp_path / "val.csv").write_bytes(
+        (LABELS / f"kinetics-{kinetics}_val_sample.csv").read_bytes()
+    )
+    (tmp_path / f"kinetics{kinetics}_0.mp4").touch()
+    pairs, names, missing = split_of(tmp_path, "val", f"kinetics{kinetics}")
+    assert (pairs, len(missing)) == ([], rows)
+    assert len(names) == int(kinetics)
+    assert names == (LABELS / f"kinetics{kinetics}_classes.txt").read_text().splitlines()
+    listed = read_rows(Files(tmp_path), "val")
+    assert {plain(row.label) for row in listed} == {plain(name) for name in names}
+    assert len({row.name for row in listed}) == rows  # repeated ids have other times
+
+
+@needs_labels
+def test_labels_of_every_row_of_kinetics(tmp_path):
+    root = tree(tmp_path)
+    (root / "val.csv").write_bytes((LABELS / "kinetics-400_val_sample.csv").read_bytes())
+    listed = read_rows(Files(root), "val")
+    tree(root, *(f"{row.name}.mp4" for row in listed))
+    pairs, names, missing = split_of(root, "val", "kinetics400")
+    assert not missing
+    assert [names[label] for _, label in pairs] == [row.label for row in listed]
+
+
+@needs_labels
+@pytest.mark.parametrize("name", ["kinetics-400_test_sample.csv", "kinetics-600_test_sample.csv"])
+def test_lists_without_labels_are_refused(tmp_path, name):
+    (tmp_path / "train.csv").write_bytes((LABELS / name).read_bytes())
+    with pytest.raises(ValueError, match=r"train\.csv has no column label"):
+        read_rows(Files(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a b/v 1.mp4 1",
+        "a b/v 1.mp4\t1",
+        "a b/v 1.mp4, 1",
+        '"a b/v 1.mp4",1',
+        "'a b/v 1.mp4' zumba dance",
+        "a b/v 1.mp4 zumba dance",
+        "a b/v 1.mp4,Zumba_Dance",
+        'a b/v 1.mp4\t"zumba dance"',
+        "./a b/v 1.mp4 1",
+    ],
+)
+def test_path_label_lines(tmp_path, line):
+    text = f"path,label\n# a comment\n\n{line}\n"
+    root = tree(tmp_path, "a b/v 1.mp4", train__txt=text, classes__txt="abseiling\nzumba dance\n")
+    assert split_of(root) == ([("a b/v 1.mp4", 1)], ["abseiling", "zumba dance"], [])
+
+
+words = st.text("abcxyz -_()'", min_size=1).map(str.strip).filter(lambda s: s and s[0] not in "'#")
+
+
+@given(words, words, st.sampled_from([" ", "\t", ",", ", "]), st.booleans())
+def test_any_path_and_label_come_back(tmp_path_factory, name, label, delimiter, quoted):
+    if label in ("label", "class"):
+        return
+    path = f"{name}.mp4"
+    line = f'"{path}"' if quoted else path
+    root = tree(tmp_path_factory.mktemp("list"), train__txt=f"{line}{delimiter}{label}\n")
+    rows = read_rows(Files(tree(root, path)), "train")
+    assert [(Path(row.path or "").name, row.label) for row in rows] == [(path, label.strip("\"'"))]
+
+
+def test_lists_beside_their_videos_and_absolute_paths(tmp_path):
+    root = tree(tmp_path / "set", "videos/a.mp4")
+    elsewhere = tree(tmp_path / "lists", "b.mp4")
+    (elsewhere / "mine.txt").write_text(
+        f"b.mp4 0\n{root}/videos/a.mp4 1\nvideos/a.mp4 1\nc.mp4 1\n"
+    )
+    pairs, names, missing = split_of(root, str(elsewhere / "mine.txt"))
+    assert [label for _, label in pairs] == [0, 1, 1]
+    assert (names, missing) == (["0", "1"], ["c.mp4"])
+
+
+def test_class_folders_and_folders_of_frames(tmp_path):
+    frames = [f"train/zumba/v1/{i}.jpg" for i in range(12)]
+    root = tree(tmp_path, *frames, "train/bowling/v.MP4", "train/bowling/sub/w.avi", "preview.png")
+    tree(root, "validation/zumba/v.mp4", "train/zumba/notes.md", "train/.cache/x.mp4")
+    pairs, names, _ = split_of(root)
+    assert names == ["bowling", "zumba"]
+    want = [("train/bowling/sub/w.avi", 0), ("train/bowling/v.MP4", 0), ("train/zumba/v1", 1)]
+    assert pairs == want
+    assert split_of(root, "val", str(tree(tmp_path, c__txt="bowling\nzumba\n") / "c.txt"))[0] == [
+        ("validation/zumba/v.mp4", 1)
+    ]
+
+
+def test_lists_of_folders_of_frames(tmp_path):
+    root = tree(tmp_path, "frames/v 1/0001.jpg", "frames/v 1/0002.jpg", train__txt="frames/v 1 3\n")
+    assert split_of(root)[0] == [("frames/v 1", 3)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"train__txt": ""}, r"train\.txt lists no video"),
+        ({"train__txt": "v.mp4 0\nv.mp4 2\n"}, r"line 2: label '2' is outside the 2 classes"),
+        ({"train__txt": "v.mp4 abseilin\n"}, "line 1.*did you mean 'abseiling'"),
+        ({"train__txt": "v.mp4\n"}, r"line 1: expected `path label`"),
+        ({"train__csv": "youtube_id,time_start,time_end\na,1,2\n"}, "no column label"),
+        ({"train__csv": "label,youtube_id,time_start,time_end\nx,a,1,\n"}, "line 2.*numbers"),
+        ({"a_train__csv": "v.mp4 0", "b_train__csv": "v.mp4 0"}, "more than one list"),
+        ({"train__txt": "v.mp4 0\n", "classes__txt": "a\na\n"}, "'a' is there twice"),
+        ({"train__txt": "v.mp4 0\n", "classes__txt": ""}, "no class name"),
+    ],
+)
+def test_bad_lists_are_refused_with_file_and_line(tmp_path, texts, message):
+    root = tree(tmp_path, "v.mp4", **{"classes__txt": "abseiling\nzumba\n", **texts})
+    with pytest.raises(ValueError, match=message):
+        split_of(root)
+
+
+def test_binary_list_and_missing_things(tmp_path):
+    (tmp_path / "train.csv").write_bytes(bytes(range(128, 256)))
+    with pytest.raises(ValueError, match=r"train\.csv is not a text file"):
+        read_rows(Files(tmp_path), "train")
+    assert read_rows(Files(tmp_path), "val") is None
+    with pytest.raises(FileNotFoundError, match=r"path label.*--sample"):
+        Files(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="no class list 'kinetics4000'; built in"):
+        read_classes(tmp_path, "kinetics4000", [])
