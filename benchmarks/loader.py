@@ -1,0 +1,160 @@
+"""Clips a second of one loader worker, beside pytorchvideo's EncodedVideo on the same files.
+
+    python -m benchmarks.loader FOLDER           # videos of about ten seconds, such as Kinetics'
+    python -m benchmarks.loader --render         # the table again, from JSON
+
+Every variant takes the same 32 frames with stride 2 of the same videos in one DataLoader worker:
+"frames" as decoded, or "training clip": short side 256 to 320, a crop of 224 x 224, a flip. "Raw"
+are the files as they are, "prepared" what `python -m nlzoo.data.prepare` makes of them. The other
+side's clip is scaled as pytorchvideo's transforms do, in float32, after every second frame is left
+out.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision.transforms._functional_tensor as functional_tensor
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.measure import interleaved, machine, median, ratio, table, write_json
+from nlzoo.data.clips import generator, train_clip
+from nlzoo.data.decode import Video, open_video, probe
+from nlzoo.data.layouts import Files
+from nlzoo.data.prepare import Encoding, prepare
+from nlzoo.data.transforms import TrainTransform, crop_at
+
+# the last release of pytorchvideo imports this module under the name it had
+sys.modules.setdefault("torchvision.transforms.functional_tensor", functional_tensor)
+from pytorchvideo.data.encoded_video import EncodedVideo  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "loader.json"
+FRAMES, STRIDE, CLIPS, BATCH = 32, 2, 24, 4
+BARS = {"raw": 1.8, "prepared": 4.5}
+Read = Callable[[str, Video, np.random.Generator], Tensor]
+
+
+def ours_frames(path: str, video: Video, rng: np.random.Generator) -> Tensor:
+    """(T, C, H, W) uint8; length and rate are looked up again, as in training."""
+    with open_video(path) as file:
+        return file.read(train_clip(file.frames, FRAMES, STRIDE, rng)).permute(0, 3, 1, 2)
+
+
+def ours_clip(path: str, video: Video, rng: np.random.Generator) -> Tensor:
+    return TrainTransform()(ours_frames(path, video, rng), rng)
+
+
+def theirs_frames(path: str, video: Video, rng: np.random.Generator) -> Tensor:
+    """(C, T, H, W) float32; length and rate are given."""
+    start = train_clip(video.frames, FRAMES, STRIDE, rng)[0]
+    file = EncodedVideo.from_path(path, decode_audio=False)
+    clip = file.get_clip(start / video.fps, (start + FRAMES * STRIDE - 0.5) / video.fps)["video"]
+    file.close()
+    return clip[:, ::STRIDE]
+
+
+def theirs_clip(path: str, video: Video, rng: np.random.Generator) -> Tensor:
+    clip = theirs_frames(path, video, rng)
+    size, (height, width) = int(rng.integers(256, 321)), clip.shape[-2:]
+    short = min(height, width)
+    scaled = F.interpolate(clip, (height * size // short, width * size // short), mode="bilinear")
+    top, left = (int(rng.integers(side - 224 + 1)) for side in scaled.shape[-2:])
+    cut = crop_at(scaled.transpose(0, 1), top, left, 224)
+    return cut.flip(-1) if rng.random() < 0.5 else cut
+
+
+READERS: dict[str, tuple[Read, Read]] = {
+    "frames": (theirs_frames, ours_frames),
+    "training clip": (theirs_clip, ours_clip),
+}
+
+
+@dataclass
+class Clips(Dataset[Tensor]):
+    """CLIPS clips, of the videos in turn; the start depends on the index only."""
+
+    videos: list[tuple[str, Video]]
+    read: Read
+
+    def __len__(self) -> int:
+        return CLIPS
+
+    def __getitem__(self, index: int) -> Tensor:
+        path, video = self.videos[index % len(self.videos)]
+        return self.read(path, video, generator(index))
+
+
+def load(videos: list[tuple[str, Video]], read: Read) -> None:
+    """All batches of one worker; videos differ in size, so batches stay lists."""
+    for _ in DataLoader(Clips(videos, read), BATCH, num_workers=1, collate_fn=list):
+        pass
+
+
+def same_frames(videos: list[tuple[str, Video]]) -> bool:
+    """Whether both sides take the same frames; they may round the colours differently."""
+    for path, video in videos:
+        theirs = theirs_frames(path, video, generator(0)).transpose(0, 1)
+        ours = ours_frames(path, video, generator(0))
+        if theirs.shape != ours.shape or (theirs - ours.float()).abs().mean() > 0.5:
+            return False
+    return True
+
+
+def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as made:
+        prepare(folder, Path(made) / "prepared", Encoding(), workers=2)
+        for files, root in (("raw", folder), ("prepared", Path(made) / "prepared")):
+            videos = [(path, probe(path)) for path in sorted(Files(root).paths)]
+            videos = [pair for pair in videos if pair[1].frames >= FRAMES * STRIDE]
+            for work, readers in READERS.items():
+                names = ("EncodedVideo", "nlzoo")
+                calls = {n: partial(load, videos, r) for n, r in zip(names, readers, strict=True)}
+                seconds = interleaved(calls, rounds)
+                faster = ratio(seconds["EncodedVideo"], seconds["nlzoo"])
+                row: dict[str, Any] = {"files": files, "videos": len(videos), "work": work}
+                row |= {f"{n}, clips/s": CLIPS / median(s) for n, s in seconds.items()}
+                row |= {"times as fast": faster, "wanted": BARS[files]}
+                row |= {"same frames": same_frames(videos), "seconds": seconds}
+                rows.append(row)
+    return rows
+
+
+def render() -> str:
+    """Write the Markdown table beside the JSON file; return it."""
+    results = json.loads(RESULTS.read_text())
+    facts = ", ".join(str(results["machine"][k]) for k in ("cpu", "cores", "torch", "date"))
+    columns = [column for column in results["rows"][0] if column != "seconds"]
+    text = f"One loader worker, {FRAMES} frames with stride {STRIDE}; {facts}.\n\n"
+    text += table(results["rows"], columns) + "\n"
+    RESULTS.with_suffix(".md").write_text(text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", help="folder of videos")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--render", action="store_true")
+    options = parser.parse_args()
+    if not options.render:
+        if options.folder is None:
+            parser.error("name a folder of videos")
+        torch.set_num_threads(1)
+        rows = measure(options.folder, options.rounds)
+        write_json(RESULTS, {"machine": machine(), "rows": rows})
+    print(render())
+
+
+if __name__ == "__main__":
+    main()
