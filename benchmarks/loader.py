@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms._functional_tensor as functional_tensor
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.measure import interleaved, machine, median, ratio, table, write_json
 from nlzoo.data.clips import generator, train_clip
@@ -39,7 +39,7 @@ sys.modules.setdefault("torchvision.transforms.functional_tensor", functional_te
 from pytorchvideo.data.encoded_video import EncodedVideo  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "loader.json"
-FRAMES, STRIDE, CLIPS, BATCH = 32, 2, 24, 4
+FRAMES, STRIDE, CLIPS, BATCH = 32, 2, 32, 8
 BARS = {"raw": 1.8, "prepared": 4.5}
 Read = Callable[[str, Video, np.random.Generator], Tensor]
 
@@ -94,9 +94,17 @@ class Clips(Dataset[Tensor]):
         return self.read(path, video, generator(index))
 
 
-def load(videos: list[tuple[str, Video]], read: Read) -> None:
-    """All batches of one worker; videos differ in size, so batches stay lists."""
-    for _ in DataLoader(Clips(videos, read), BATCH, num_workers=1, collate_fn=list):
+def loader(videos: list[tuple[str, Video]], read: Read) -> DataLoader[Any]:
+    """One worker that stays; frames as decoded differ in size, so their batches are lists."""
+    collate = default_collate if read in READERS["training clip"] else list
+    return DataLoader(
+        Clips(videos, read), BATCH, num_workers=1, collate_fn=collate, persistent_workers=True
+    )
+
+
+def load(batches: DataLoader[Any]) -> None:
+    """One epoch."""
+    for _ in batches:
         pass
 
 
@@ -119,7 +127,10 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
             videos = [pair for pair in videos if pair[1].frames >= FRAMES * STRIDE]
             for work, readers in READERS.items():
                 names = ("EncodedVideo", "nlzoo")
-                calls = {n: partial(load, videos, r) for n, r in zip(names, readers, strict=True)}
+                calls = {
+                    name: partial(load, loader(videos, read))
+                    for name, read in zip(names, readers, strict=True)
+                }
                 seconds = interleaved(calls, rounds)
                 faster = ratio(seconds["EncodedVideo"], seconds["nlzoo"])
                 row: dict[str, Any] = {"files": files, "videos": len(videos), "work": work}

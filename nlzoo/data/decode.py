@@ -304,7 +304,10 @@ class VideoFile:
         """(H, W, 3); of the size of the first frame where the size changes on the way."""
         turns = round(frame.rotation / 90) % 4
         self.rotation = 90 * turns
-        rgb = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        picture = self._to_rgb.reformat(frame, format="rgb24", threads=1)
+        plane: Any = picture.planes[0]
+        shape, strides = (picture.height, picture.width, 3), (plane.line_size, 3, 1)
+        rgb = np.ndarray(shape, np.uint8, plane, strides=strides)  # no copy yet
         rgb = np.rot90(rgb, turns)
         shape = next(iter(found.values())).shape if found else rgb.shape
         if rgb.shape != shape:
