@@ -190,6 +190,12 @@ def test_bad_lists_are_refused_with_file_and_line(tmp_path, texts, message):
         split_of(root)
 
 
+def test_class_list_of_another_length_than_the_one_beside_the_videos(tmp_path):
+    root = tree(tmp_path, "v.mp4", train__txt="v.mp4 0\n", classes__txt="a\nb\n")
+    with pytest.raises(ValueError, match=r"kinetics600 has 600 classes, .*classes\.txt has 2"):
+        split_of(root, classes="kinetics600")
+
+
 def test_binary_list_and_missing_things(tmp_path):
     (tmp_path / "train.csv").write_bytes(bytes(range(128, 256)))
     with pytest.raises(ValueError, match=r"train\.csv is not a text file"):

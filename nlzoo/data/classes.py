@@ -29,20 +29,32 @@ def read_classes(root: Path, classes: str, rows: Sequence[Row]) -> list[str]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a list without names, or with the same name twice.
+        ValueError: a list without names, with the same name twice, or of another length than
+            classes.txt.
     """
+    own = root / "classes.txt"
+    beside = _class_file(own) if own.is_file() else []
+    if classes:
+        names = _named_list(root, classes)
+        if beside and len(beside) != len(names):
+            raise ValueError(f"{classes} has {len(names)} classes, {own} has {len(beside)}")
+        return names
+    if beside:
+        return beside
+    labels = {row.label for row in rows}
+    if all(label.isdecimal() for label in labels):
+        return [str(i) for i in range(max(map(int, labels)) + 1)]
+    return sorted({plain(label): label.strip('"') for label in sorted(labels)}.values())
+
+
+def _named_list(root: Path, classes: str) -> list[str]:
     if classes in BUILT_IN:
         text = (resources.files("nlzoo.data") / "labels" / f"{classes}.txt").read_text()
         return text.splitlines()
-    for file in (root / classes, Path(classes)) if classes else (root / "classes.txt",):
+    for file in (root / classes, Path(classes)):
         if file.is_file():
             return _class_file(file)
-    if classes:
-        raise FileNotFoundError(f"no class list {classes!r}; built in: {', '.join(BUILT_IN)}")
-    names = {row.label for row in rows}
-    if all(name.isdecimal() for name in names):
-        return [str(i) for i in range(max(map(int, names)) + 1)]
-    return sorted({plain(name): name.strip('"') for name in sorted(names)}.values())
+    raise FileNotFoundError(f"no class list {classes!r}; built in: {', '.join(BUILT_IN)}")
 
 
 def _class_file(file: Path) -> list[str]:
