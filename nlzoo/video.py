@@ -1,5 +1,6 @@
 """Video ResNets (C2D, I3D, Slow) in the paper's and the released geometries, on pytorchvideo."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -8,12 +9,19 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pytorchvideo.models.resnet import BottleneckBlock, create_bottleneck_block, create_res_block
-from pytorchvideo.models.stem import create_res_basic_stem
 from torch import Tensor, nn
 
 from nlzoo.convs import fast_convs_
 from nlzoo.preprocessing import Normalize, Preprocessing
+
+with warnings.catch_warnings():  # of torch.jit, which pytorchvideo's dependencies still use
+    warnings.simplefilter("ignore", FutureWarning)
+    from pytorchvideo.models.resnet import (
+        BottleneckBlock,
+        create_bottleneck_block,
+        create_res_block,
+    )
+    from pytorchvideo.models.stem import create_res_basic_stem
 
 Size = tuple[int, int, int]  # (T, H, W)
 

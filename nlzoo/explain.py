@@ -1,0 +1,213 @@
+"""Where a position looks: the strongest keys of one query, block by block (Figure 3)."""
+
+import contextlib
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import ConnectionPatch, Rectangle
+from torch import Tensor, nn
+
+from nlzoo.blocks import NonLocalBlock
+
+Point = tuple[int, int, int]  # (frame, y, x) in the input
+Pixel = tuple[float, float]  # (x, y) in a picture
+
+
+@dataclass(frozen=True)
+class Look:
+    """The weights of one block's keys for one query.
+
+    For the softmax forms `weights` (M,) sum to 1; for dot product and concatenation they are
+    f / M and may be negative. `boxes` (M, 6) are the keys' first and last-but-one corners
+    (t0, y0, x0, t1, y1, x1) in frames and pixels of the input; features see further than that.
+    """
+
+    block: str
+    at: Point
+    weights: Tensor
+    boxes: Tensor
+
+    def strongest(self, count: int) -> list[int]:
+        """Indices of the keys of largest magnitude, descending; none below 1 % of the first."""
+        size, index = self.weights.abs().topk(min(count, len(self.weights)))
+        return index[size >= 0.01 * size[0]].tolist()
+
+
+def look(model: nn.Module, clip: Tensor, at: Point | None = None) -> list[Look]:
+    """Follow one position of a clip through every non-local block of a network.
+
+    A block recomputes the row of its query from theta and phi, so that memory stays O(M),
+    whatever route the network takes.
+
+    Args:
+        model: network with non-local blocks; it runs in evaluation mode and keeps its own.
+        clip: (1, C, T, H, W), uint8 or normalised float, on the model's device.
+        at: query (frame, y, x); by default where the clip moves most, see `most_motion`.
+
+    Returns:
+        One `Look` a block, in the order of the pass, on the CPU.
+
+    Raises:
+        ValueError: no blocks, more than one clip, or a query outside of it.
+    """
+    blocks = {n: m for n, m in model.named_modules() if isinstance(m, NonLocalBlock)}
+    if not blocks:
+        raise ValueError(f"{type(model).__name__} has no non-local block to look through")
+    if clip.ndim != 5 or len(clip) != 1:
+        raise ValueError(f"look takes one clip (1, C, T, H, W); got shape {tuple(clip.shape)}")
+    size = tuple(clip.shape[2:])
+    at = most_motion(clip) if at is None else at
+    if len(at) != 3 or any(not 0 <= a < s for a, s in zip(at, size, strict=True)):
+        raise ValueError(f"query (frame, y, x) = {at} is outside the clip of {size}")
+    looks: list[Look] = []
+
+    def record(name: str) -> Any:
+        place = name.removesuffix(".non_local")
+        return lambda block, inputs: looks.append(_look(place, block, inputs[0], at, size))
+
+    handles = [m.register_forward_pre_hook(record(n)) for n, m in blocks.items()]
+    modes = {m: m.training for m in model.modules()}
+    try:
+        with torch.no_grad(), _eager():
+            model.eval()(clip)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return looks
+
+
+def most_motion(clip: Tensor, window: int = 16) -> Point:
+    """Centre of the window (frame, y, x) in which consecutive frames differ most.
+
+    The centre of the clip where nothing moves.
+
+    Args:
+        clip: (1, C, T, H, W), any dtype.
+        window: side in pixels.
+    """
+    _, _, t, h, w = clip.shape
+    centre = (t // 2, h // 2, w // 2)
+    if t < 2:
+        return centre
+    change = clip[0].float().diff(dim=1).abs().mean(0)  # (T - 1, H, W)
+    side = min(window, h, w)
+    motion = F.avg_pool2d(change.unsqueeze(1), side, stride=1).squeeze(1)
+    if not motion.max() > 0:
+        return centre
+    frame, y, x = (int(i) for i in torch.unravel_index(motion.argmax(), motion.shape))
+    return frame, y + side // 2, x + side // 2
+
+
+def draw(looks: Sequence[Look], frames: Tensor, path: str | Path, keys: int = 20) -> None:
+    """Draw the strongest keys over their frames, one row a block, as in the paper's Figure 3.
+
+    The query is a circle in its frame; arrows lead to the keys, the stronger the more opaque, and
+    the strongest of each frame bears its weight.
+
+    Args:
+        looks: of one clip, from `look`.
+        frames: that clip, (T, H, W, 3) uint8.
+        path: picture to write, its format by its suffix; written whole or not at all.
+        keys: how many a block.
+    """
+    path = Path(path)
+    shown = [_columns(one, len(frames), keys) for one in looks]
+    columns = max(map(len, shown))
+    height, width = frames.shape[1:3]
+    figure = Figure(
+        figsize=(2.4 * columns, (2.4 * height / width + 0.3) * len(looks)), layout="constrained"
+    )
+    grid = figure.subplots(len(looks), columns, squeeze=False)
+    for row, one, columns_of in zip(grid, looks, shown, strict=True):
+        _draw_row(figure, list(row), one, frames, columns_of, keys)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        figure.savefig(part, dpi=120)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _look(place: str, block: Any, x: Tensor, at: Point, size: Sequence[int]) -> Look:
+    """One block's row; grids of fewer dimensions than the clip miss the leading ones."""
+    grid = torch.tensor(x.shape[2:])
+    cell = torch.tensor(size[-block.dims :]) / grid  # input pixels to a position
+    query = [int(a / c) for a, c in zip(at[-block.dims :], cell.tolist(), strict=True)]
+    weights = block.attention(x, query)
+    start = block.key_grid(x.shape, query)
+    stop = start + torch.tensor(block.subsample)
+    return Look(place, at, weights.cpu(), torch.cat([start * cell, stop * cell], dim=1))
+
+
+def _eager() -> Any:
+    """Hooks are not seen by code that is compiled already."""
+    if "torch._dynamo" in sys.modules:
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
+
+
+def _columns(one: Look, total: int, keys: int, most: int = 6) -> list[int]:
+    """Frames to show, ascending: the query's, and the middles of the strongest keys' spans."""
+    chosen = [one.at[0]]
+    for k in one.strongest(keys):
+        t0, t1 = one.boxes[k, 0].item(), one.boxes[k, 3].item()
+        if not any(t0 <= frame < t1 for frame in chosen) and len(chosen) < most:
+            chosen.append(min(math.floor((t0 + t1) / 2), total - 1))
+    return sorted(chosen)
+
+
+def _draw_row(
+    figure: Figure, row: list[Axes], one: Look, frames: Tensor, shown: list[int], keys: int
+) -> None:
+    for axes in row:
+        axes.set_axis_off()
+    for axes, frame in zip(row, shown, strict=False):
+        axes.imshow(frames[frame].numpy())
+        axes.set_title(f"{one.block}, frame {frame}", fontsize=8)
+        axes.autoscale(False)
+    home = row[shown.index(one.at[0])]
+    query = (one.at[2], one.at[1])
+    home.plot(*query, "o", markersize=9, markerfacecolor="none", color="red", markeredgewidth=2)
+    labelled: set[int] = set()
+    strongest = one.strongest(keys)
+    for k in strongest:
+        t0, y0, x0, t1, y1, x1 = one.boxes[k].tolist()
+        column = next((i for i, frame in enumerate(shown) if t0 <= frame < t1), None)
+        if column is None:
+            continue
+        weight = one.weights[k].item()
+        alpha = 0.15 + 0.85 * abs(weight / (one.weights[strongest[0]].item() or 1.0))
+        colour = "yellow" if weight >= 0 else "cyan"
+        box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.2, ec=colour, alpha=alpha)
+        row[column].add_patch(box)
+        middle = ((x0 + x1) / 2, (y0 + y1) / 2)
+        figure.add_artist(_arrow(home, query, row[column], middle, colour, alpha))
+        if column not in labelled:
+            labelled.add(column)
+            _label(row[column], x0, y0, f"{weight:.2g}")
+
+
+def _arrow(
+    home: Axes, start: Pixel, axes: Axes, end: Pixel, colour: str, alpha: float
+) -> ConnectionPatch:
+    """From one picture's point to another's."""
+    arrow = ConnectionPatch(
+        start, end, "data", "data", axesA=home, axesB=axes, arrowstyle="->", lw=0.8
+    )
+    arrow.set(color=colour, alpha=alpha)
+    return arrow
+
+
+def _label(axes: Axes, x: float, y: float, text: str) -> None:
+    label = axes.text(x, y, text, fontsize=7, color="white", va="bottom", backgroundcolor="#0008")
+    label.set_in_layout(False)
