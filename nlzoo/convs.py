@@ -27,7 +27,6 @@ class SpaceConv3d(nn.Conv3d):
             self.stride[1:],
             _sizes(self.padding)[1:],
             self.dilation[1:],
-            self.groups,
         )
         return y.reshape(b, t, *y.shape[1:]).transpose(1, 2)
 
@@ -48,20 +47,19 @@ class TimeConv3d(nn.Conv3d):
             (self.stride[0], 1),
             (_sizes(self.padding)[0], 0),
             (self.dilation[0], 1),
-            self.groups,
         )
         return y.permute(0, 2, 3, 1).reshape(b, -1, h, w, y.shape[1]).permute(0, 4, 1, 2, 3)
 
     def _trains_on_cpu(self, x: Tensor, weight: Tensor) -> bool:
-        """Where the matrix form applies (stride 1, T kept) and wins: conv2d's backward is slow."""
-        reach = self.dilation[0] * (self.kernel_size[0] - 1)
+        """Where products apply (odd k, stride 1, T kept) and win: conv2d's backward is slow."""
+        half, odd = divmod(self.kernel_size[0], 2)
         return (
             torch.is_grad_enabled()
             and (x.requires_grad or weight.requires_grad)
             and x.device.type == "cpu"
             and not torch.compiler.is_exporting()
-            and (self.stride[0], self.groups) == (1, 1)
-            and reach == 2 * _sizes(self.padding)[0]
+            and (odd, self.stride[0]) == (1, 1)
+            and _sizes(self.padding)[0] == half * self.dilation[0]
         )
 
     def _by_products(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -83,10 +81,10 @@ def fast_convs_(model: M) -> M:
     """Turn the foldable Conv3d modules of a model into their fast forms, in place.
 
     The function computed, the parameters and the state-dict keys stay as they are; outputs differ
-    by float rounding. A kernel that touches space and time, or padding along an axis where the
-    kernel is 1, is left alone, and so are subclasses of Conv3d. Speed needs the weights in
-    channels_last_3d (`model.to(memory_format=torch.channels_last_3d)`), an input in that format
-    and in-place activations.
+    by float rounding. A kernel that touches space and time, padding along an axis where the kernel
+    is 1, groups (torch's conv2d has a wrong gradient there for one folded frame) and subclasses
+    of Conv3d are left alone. Speed needs weights (`model.to(memory_format=...)`) and input in
+    torch.channels_last_3d, and in-place activations.
 
     Args:
         model: any module; its own Conv3d modules are changed, wherever they are.
@@ -101,7 +99,7 @@ def fast_convs_(model: M) -> M:
 
 
 def _fast_form(conv: nn.Conv3d) -> type[nn.Conv3d] | None:
-    if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+    if isinstance(conv.padding, str) or conv.padding_mode != "zeros" or conv.groups > 1:
         return None
     kernel, padding = tuple(conv.kernel_size), tuple(conv.padding)
     if kernel[0] == 1 and padding[0] == 0:
