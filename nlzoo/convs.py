@@ -4,7 +4,7 @@ CPU and GPU libraries have far better kernels for 2D than for 3D convolutions. W
 stay five-dimensional; when both are channels_last_3d, folding an axis away is a view.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,44 +37,62 @@ class TimeConv3d(nn.Conv3d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = input[..., :: self.stride[1], :: self.stride[2]]
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        if self._trains_on_cpu(x, weight):
-            return self._by_products(x, weight, bias)
         b, c, t, h, w = x.shape
+        rows = x.permute(0, 2, 3, 4, 1).reshape(b, t, h * w, c)
+        convolve = _TimeConv.apply if self._gains_from_products(x) else _TimeConv.forward
+        y = convolve(
+            rows, weight.squeeze(4), self.stride[0], _sizes(self.padding)[0], self.dilation[0]
+        )
+        y = y if bias is None else y + bias.to(y.dtype)
+        return y.reshape(b, -1, h, w, y.shape[3]).permute(0, 4, 1, 2, 3)
+
+    def _gains_from_products(self, x: Tensor) -> bool:
+        """Whether to train by `_TimeConv`'s own gradient, and it applies (T is kept)."""
+        reach = self.dilation[0] * (self.kernel_size[0] - 1)
+        kept = self.stride[0] == 1 and reach == 2 * _sizes(self.padding)[0]
+        return kept and x.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
+class _TimeConv(torch.autograd.Function):
+    """conv2d over time whose gradient is two matrix products: its own is slow on CPUs.
+
+    x (B, T, P, C), weight (O, C, k, 1) -> (B, T', P, O). The gradient wants T' = T.
+    """
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
         y = F.conv2d(
-            x.permute(0, 2, 3, 4, 1).reshape(b, t, h * w, c).permute(0, 3, 1, 2),
-            weight.squeeze(4),
-            bias,
-            (self.stride[0], 1),
-            (_sizes(self.padding)[0], 0),
-            (self.dilation[0], 1),
+            x.permute(0, 3, 1, 2),
+            weight,
+            None,
+            (stride, 1),
+            (padding, 0),
+            (dilation, 1),
         )
-        return y.permute(0, 2, 3, 1).reshape(b, -1, h, w, y.shape[1]).permute(0, 4, 1, 2, 3)
+        return y.permute(0, 2, 3, 1)
 
-    def _trains_on_cpu(self, x: Tensor, weight: Tensor) -> bool:
-        """Where products apply (odd k, stride 1, T kept) and win: conv2d's backward is slow."""
-        half, odd = divmod(self.kernel_size[0], 2)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.padding, ctx.dilation = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].to(x.dtype)
+        taps = weight.shape[2]
+        shifts = (tap * ctx.dilation - ctx.padding for tap in range(taps))
+        # each tap's gradient, at the input frame that the tap read
+        moved = torch.cat([F.pad(grad, (0, 0, 0, 0, s, -s)) for s in shifts], dim=3)
+        matrix = weight.squeeze(3).permute(2, 0, 1).flatten(0, 1)  # (k O, C)
+        d_weight = moved.flatten(0, 2).T @ x.flatten(0, 2)
         return (
-            torch.is_grad_enabled()
-            and (x.requires_grad or weight.requires_grad)
-            and x.device.type == "cpu"
-            and not torch.compiler.is_exporting()
-            and (odd, self.stride[0]) == (1, 1)
-            and _sizes(self.padding)[0] == half * self.dilation[0]
+            moved @ matrix if ctx.needs_input_grad[0] else None,
+            d_weight.unflatten(0, (taps, -1)).permute(1, 2, 0).unsqueeze(3),
+            None,
+            None,
+            None,
         )
-
-    def _by_products(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """One product with the weights of all taps, then each tap's share moved to its frame."""
-        taps, t = self.kernel_size[0], x.shape[2]
-        matrix = weight.flatten(2).permute(2, 0, 1).flatten(0, 1)  # (k O, C)
-        shares = F.linear(x.permute(0, 2, 3, 4, 1), matrix).unflatten(-1, (taps, -1))
-        y = shares[..., taps // 2, :].clone()
-        for tap in range(taps):
-            shift = (tap - taps // 2) * self.dilation[0]  # output frame t reads frame t + shift
-            if shift and abs(shift) < t:
-                y[:, max(-shift, 0) : t - max(shift, 0)] += shares[
-                    :, max(shift, 0) : t + min(shift, 0), ..., tap, :
-                ]
-        return (y if bias is None else y + bias).permute(0, 4, 1, 2, 3)
 
 
 def fast_convs_(model: M) -> M:
