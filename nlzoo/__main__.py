@@ -3,6 +3,7 @@
 import runpy
 import sys
 
+from nlzoo.program import nearest
 from nlzoo.version import __version__
 
 PROGRAMS = {
@@ -28,7 +29,10 @@ def main() -> None:
             f"usage: nlzoo PROGRAM [options]\n\n{lines}\n\nnlzoo PROGRAM --help says more.\n"
         )
     else:
-        sys.stderr.write(f"nlzoo: unknown program {name!r}: {', '.join(PROGRAMS)}\n")
+        close = nearest(name, list(PROGRAMS))
+        sys.stderr.write(
+            f"nlzoo: unknown program {name!r}{close}; there are {', '.join(PROGRAMS)}\n"
+        )
         sys.exit(2)
 
 

@@ -2,19 +2,21 @@
 
 import inspect
 import json
+import logging
 import pydoc
+import warnings
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.sample import make_sample
-from nlzoo.program import nearest, parser_message
+from nlzoo.program import make_parser, nearest, parse_options
 from nlzoo.run import RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.video import VideoClassification
 
@@ -69,10 +71,7 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 def recipe_parser(prog: str, description: str = "") -> ArgumentParser:
     """Every key of a recipe as an option, beside the programs' own."""
-    set_parsing_settings(add_print_completion_argument=True)
-    made = ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
-    )
+    made = make_parser(prog, description)
     made.add_argument("--recipe", action="config", help="name or path; a second one is laid over")
     made.add_argument("--sample", action="store_true", help="train on a set made on the spot")
     made.add_argument("--run", default="", help="run folder (default: runs/RECIPE)")
@@ -117,11 +116,10 @@ def parse(
         and "--print_completion" not in " ".join(rest)
     ):
         raise ValueError(f"no recipe: --recipe NAME, one of {', '.join(recipe_names())}")
-    parser = recipe_parser(prog, description)
-    try:
-        config = parser.parse_args(["--recipe", json.dumps(merged), *rest] if merged else rest)
-    except ArgumentError as error:
-        raise ValueError(parser_message(str(error), known_keys(parser))) from error
+    given = ["--recipe", json.dumps(merged), *rest] if merged else rest
+    classes = (VideoClassification, Kinetics)
+    keys = [key for c in classes for key in inspect.signature(c).parameters]
+    config = parse_options(recipe_parser(prog, description), given, keys)
     if not config.run:
         stem = Path(names[0]).stem if names else "run"
         config.run = run or f"runs/{stem}{'-sample' if config.sample else ''}"
@@ -141,18 +139,13 @@ def _take_recipes(argv: list[str]) -> tuple[list[str], list[str]]:
     return names, rest
 
 
-def known_keys(parser: ArgumentParser) -> list[str]:
-    """Every key that a recipe can hold, without its section."""
-    options = [action.dest.rpartition(".")[2] for action in parser._actions]
-    classes = (VideoClassification, Kinetics)
-    return options + [k for c in classes for k in inspect.signature(c).parameters]
-
-
 def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trainer]:
     """Seed, then data, task (told what the data look like) and trainer.
 
     Importable, so that another launcher can call it; `config.trainer` takes strategy and plugins.
     """
+    logging.getLogger("lightning").setLevel(logging.WARNING)  # advice; the run folder says more
+    warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     seed_everything(config.seed, verbose=False)
     run = Path(config.run)
     data = _instance(config.data, bad_files=str(run / "bad_files.txt"), seed=config.seed)
@@ -166,6 +159,7 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
         *folder.callbacks(),
         *progress_bar(options),
     ]
+    options["enable_model_summary"] = bool(options["enable_model_summary"])
     options["plugins"] = [*(options["plugins"] or []), WholeFiles()]
     if options["logger"] is None:
         options["logger"] = folder.logger()

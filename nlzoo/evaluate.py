@@ -14,8 +14,8 @@ from rich.table import Table
 from torch import Tensor
 
 from nlzoo.cli import build, parse
+from nlzoo.files import write_whole
 from nlzoo.program import run
-from nlzoo.run import write_whole
 from nlzoo.weights.load import check_fits, read_checkpoint
 
 

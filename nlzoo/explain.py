@@ -16,6 +16,7 @@ from matplotlib.patches import ConnectionPatch, Rectangle
 from torch import Tensor, nn
 
 from nlzoo.blocks import NonLocalBlock
+from nlzoo.files import whole_file
 
 Point = tuple[int, int, int]  # (frame, y, x) in the input
 Pixel = tuple[float, float]  # (x, y) in a picture
@@ -108,7 +109,13 @@ def most_motion(clip: Tensor, window: int = 16) -> Point:
     return frame, y + side // 2, x + side // 2
 
 
-def draw(looks: Sequence[Look], frames: Tensor, path: str | Path, keys: int = 20) -> None:
+def draw(
+    looks: Sequence[Look],
+    frames: Tensor,
+    path: str | Path,
+    keys: int = 20,
+    numbers: Sequence[int] | None = None,
+) -> None:
     """Draw the strongest keys over their frames, one row a block, as in the paper's Figure 3.
 
     The query is a circle in its frame; arrows lead to the keys, the stronger the more opaque, and
@@ -119,8 +126,9 @@ def draw(looks: Sequence[Look], frames: Tensor, path: str | Path, keys: int = 20
         frames: that clip, (T, H, W, 3) uint8.
         path: picture to write, its format by its suffix; written whole or not at all.
         keys: how many a block.
+        numbers: of the frames in their video, for the titles; by default 0, 1, 2, ...
     """
-    path = Path(path)
+    numbers = range(len(frames)) if numbers is None else numbers
     shown = [_columns(one, len(frames), keys) for one in looks]
     columns = max(map(len, shown))
     height, width = frames.shape[1:3]
@@ -129,13 +137,13 @@ def draw(looks: Sequence[Look], frames: Tensor, path: str | Path, keys: int = 20
     )
     grid = figure.subplots(len(looks), columns, squeeze=False)
     for row, one, columns_of in zip(grid, looks, shown, strict=True):
-        _draw_row(figure, list(row), one, frames, columns_of, keys)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
+        for axes, frame in zip(row, columns_of, strict=False):
+            axes.imshow(frames[frame].numpy())
+            axes.set_title(f"{one.block}, frame {numbers[frame]}", fontsize=8)
+            axes.autoscale(False)
+        _draw_row(figure, list(row), one, columns_of, keys)
+    with whole_file(path) as part:
         figure.savefig(part, dpi=120)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _look(place: str, block: Any, x: Tensor, at: Point, size: Sequence[int]) -> Look:
@@ -166,15 +174,9 @@ def _columns(one: Look, total: int, keys: int, most: int = 6) -> list[int]:
     return sorted(chosen)
 
 
-def _draw_row(
-    figure: Figure, row: list[Axes], one: Look, frames: Tensor, shown: list[int], keys: int
-) -> None:
+def _draw_row(figure: Figure, row: list[Axes], one: Look, shown: list[int], keys: int) -> None:
     for axes in row:
         axes.set_axis_off()
-    for axes, frame in zip(row, shown, strict=False):
-        axes.imshow(frames[frame].numpy())
-        axes.set_title(f"{one.block}, frame {frame}", fontsize=8)
-        axes.autoscale(False)
     home = row[shown.index(one.at[0])]
     query = (one.at[2], one.at[1])
     home.plot(*query, "o", markersize=9, markerfacecolor="none", color="red", markeredgewidth=2)

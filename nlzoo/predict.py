@@ -2,41 +2,103 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import Namespace
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
 
-from nlzoo.data.clips import test_clips
-from nlzoo.data.decode import VIDEO_SUFFIXES, probe, read_frames
-from nlzoo.data.transforms import crops_of, resize_short
-from nlzoo.explain import draw, look
+from nlzoo.data.decode import UnreadableVideo
+from nlzoo.data.layouts import find_videos
 from nlzoo.models import load_model
-from nlzoo.program import parser_message, run
+from nlzoo.program import make_parser, parse_options, run
+from nlzoo.video import VideoResNet
+from nlzoo.watch import At, look_at_video, score_video
 
 
 def main(argv: Sequence[str]) -> None:
-    """Load, read, predict; one table or one JSON document."""
+    """Load, read, predict, look; one table or one JSON document."""
     options = parse(argv)
-    model = load_model(options.checkpoint)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    videos = list(find_videos(options.videos))
-    if options.look:
-        if len(videos) != 1:
-            raise ValueError(f"--look draws one video, {len(videos)} were given")
-        draw_look(model, videos[0], options.at, options.look)
-    results = []
-    for video in videos:
+    model = load_model(options.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    videos, results, bad = options.videos, [], []
+    for video in track(videos, "videos", console=Console(stderr=True), transient=True):
         try:
-            results.append({"video": str(video), "top": top(model, video, options.clips)})
-        except ValueError as error:  # one bad file does not end the list
-            results.append({"video": str(video), "error": str(error)})
-    show(results, options.json)
-    if all("error" in result for result in results):
-        raise ValueError(f"none of {len(results)} videos could be read")
+            results.append(predict(model, video, options))
+        except UnreadableVideo as error:  # one bad file does not end the list
+            bad.append(str(error))
+    if not results:
+        raise UnreadableVideo(bad[0] + (f" (and {len(bad) - 1} more)" if bad[1:] else ""))
+    sys.stderr.writelines(f"nlzoo: {error}\n" for error in bad)
+    if options.json:
+        sys.stdout.write(json.dumps(results, indent=2) + "\n")
+    else:
+        show(results)
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """The options, with the videos of folders in their place."""
+    parser = make_parser("python -m nlzoo.predict", "Name what happens in videos.")
+    parser.add_argument("videos", nargs="+", help="files, or folders of them or of frames")
+    parser.add_argument("--checkpoint", required=True, help="a checkpoint of nlzoo.fit")
+    parser.add_argument("--clips", type=int, default=10, help="evenly spread clips a video")
+    parser.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    parser.add_argument("--look", default="", help="picture to draw: where a position looks")
+    parser.add_argument("--at", default="", help="the position in the video: FRAME,X,Y")
+    options = parse_options(parser, argv)
+    options.at = position(options.at)
+    given = [Path(video) for video in options.videos]
+    found = (sorted(find_videos(p, top=False)) if p.is_dir() else [str(p)] for p in given)
+    options.videos = list(chain.from_iterable(found))
+    if not options.videos:
+        raise FileNotFoundError(f"no video in {', '.join(map(str, given))}")
+    if options.at and not options.look:
+        raise ValueError("--at needs --look PICTURE")
+    if options.look and len(options.videos) > 1:
+        raise ValueError(f"--look draws one video, not {len(options.videos)}")
+    return options
+
+
+def position(text: str) -> At | None:
+    """FRAME,X,Y as numbers; None where empty."""
+    numbers = text.split(",")
+    if text and (len(numbers) != 3 or not all(n.strip().isdecimal() for n in numbers)):
+        raise ValueError(f"--at {text!r}: expected FRAME,X,Y, three whole numbers")
+    return (int(numbers[0]), int(numbers[1]), int(numbers[2])) if text else None
+
+
+def predict(model: VideoResNet, video: str, options: Namespace) -> dict[str, Any]:
+    """The five classes of the highest mean score, and the picture if asked for."""
+    scores, damage = score_video(model, video, options.clips, options.crops)
+    names = model.preprocessing.classes or [str(k) for k in range(len(scores))]
+    best, index = scores.topk(min(5, len(scores)))
+    top = [{"class": names[k], "score": s} for k, s in zip(index, best.tolist(), strict=True)]
+    result: dict[str, Any] = {"video": video, "top": top} | ({"damage": damage} if damage else {})
+    if options.look:
+        frame, x, y = look_at_video(model, video, Path(options.look), options.at)
+        result["look"] = {"picture": options.look, "frame": frame, "x": x, "y": y}
+    return result
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """A row a class; below, what is damaged and what was drawn."""
+    table = Table("video", "class", "score")
+    for result in results:
+        for i, one in enumerate(result["top"]):
+            table.add_row("" if i else result["video"], one["class"], f"{one['score']:.3f}")
+    console = Console(highlight=False)
+    console.print(table)
+    for result in results:
+        if "damage" in result:
+            console.print(result["damage"])
+        if at := result.get("look"):
+            console.print(f"{at['picture']}: where {at['frame']},{at['x']},{at['y']} looks")
+
+
+if __name__ == "__main__":
+    run(main)

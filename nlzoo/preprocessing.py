@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+UNREADABLE = -1  # label of a video that could not be read: it has no loss and no score
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -20,6 +22,7 @@ class Preprocessing:
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
     frames: int = 32  # of one clip
     stride: int = 2  # frames from one to the next
+    fps: float = 0.0  # of the video whose frames stride counts, resampled; 0: as it is
     crop: int = 224  # side of a training crop, pixels
     test_size: int = 256  # short side at test, pixels
     test_crop: int = 256  # side of a test crop, pixels
@@ -36,11 +39,14 @@ class Preprocessing:
         """Inverse of `to_dict`; keys that this version does not know are an error."""
         if unknown := values.keys() - {f.name for f in fields(cls)}:
             raise ValueError(f"preprocessing has unknown keys {sorted(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return cls(**plain)
 
 
 class Normalize(nn.Module):
-    """uint8 (B, C, *) in 0..255 -> float (x / 255 - mean) / std; float input is taken as normalised.
+    """uint8 (B, C, *) in 0..255 -> float (x / 255 - mean) / std; float input passes unchanged.
 
     The buffers are not persistent: they never appear in a state dict.
     """

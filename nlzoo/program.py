@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -23,6 +23,29 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             raise
         sys.stderr.write(f"nlzoo: {one_line(error)}\n")
         sys.exit(2)
+
+
+def make_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser with `--print_completion` whose errors `parse_options` turns into one sentence."""
+    set_parsing_settings(add_print_completion_argument=True)
+    return ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+    )
+
+
+def parse_options(
+    parser: ArgumentParser, argv: Sequence[str], keys: Sequence[str] = ()
+) -> Namespace:
+    """What `argv` says; `keys` are names, beside the options, that an unknown one may have meant.
+
+    Raises:
+        ValueError: one sentence that names the option and the nearest known one.
+    """
+    try:
+        return parser.parse_args(list(argv))
+    except ArgumentError as error:
+        options = [action.dest.rpartition(".")[2] for action in parser._actions]
+        raise ValueError(parser_message(str(error), [*options, *keys])) from error
 
 
 def one_line(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import sys
 import time
 from importlib.metadata import version
@@ -17,18 +16,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
+from nlzoo.files import write_whole
+
 METRIC = "val/top1"
-
-
-def write_whole(path: Path, content: str | bytes | memoryview) -> None:
-    """Write under a temporary name in the same folder, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -63,7 +53,7 @@ class RunFolder(Callback):
         self.folder, self.recipe, self.every = folder, recipe, every
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0  # of earlier parts of this run
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     @property
     def last(self) -> Path:

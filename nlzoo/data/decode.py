@@ -7,7 +7,6 @@ start. Decoding begins at the last key frame before the first wanted frame, skip
 frame needs, and converts wanted frames only. One thread: loaders have workers.
 """
 
-import os
 from bisect import bisect
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 from torch import Tensor
+
+from nlzoo.files import whole_file
 
 Source = str | Path | bytes
 VIDEO_SUFFIXES = frozenset(
@@ -351,29 +352,23 @@ def encode(
     preset: str = "veryfast",
 ) -> None:
     """Encode frames for fast reading: H.264 without B-frames and audio, scaled to `size` (w, h)."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with av.open(str(part), "w", format="mp4") as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate)
-            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-            stream.codec_context.thread_count = 1
-            stream.options = {
-                "crf": str(crf),
-                "preset": preset,
-                "tune": "fastdecode",
-                "bf": "0",
-                "g": str(gop),
-                "keyint_min": str(gop),
-                "sc_threshold": "0",
-            }
-            scale = VideoReformatter()
-            for i, frame in enumerate(frames):
-                image = scale.reformat(frame, *size, format="yuv420p", threads=1)
-                image.pts, image.time_base = i, 1 / rate
-                container.mux(stream.encode(image))
-            container.mux(stream.encode(None))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as part, av.open(str(part), "w", format="mp4") as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {
+            "crf": str(crf),
+            "preset": preset,
+            "tune": "fastdecode",
+            "bf": "0",
+            "g": str(gop),
+            "keyint_min": str(gop),
+            "sc_threshold": "0",
+        }
+        scale = VideoReformatter()
+        for i, frame in enumerate(frames):
+            image = scale.reformat(frame, *size, format="yuv420p", threads=1)
+            image.pts, image.time_base = i, 1 / rate
+            container.mux(stream.encode(image))
+        container.mux(stream.encode(None))

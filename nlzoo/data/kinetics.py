@@ -100,6 +100,7 @@ class Kinetics(LightningDataModule):
         self.preprocessing = Preprocessing(
             frames=frames,
             stride=stride,
+            fps=fps,
             crop=crop,
             test_size=test_size,
             test_crop=test_crop,

@@ -40,7 +40,7 @@ class Files:
                 f"no data folder {str(root)!r}: expected {LAYOUTS}; --sample makes a small set"
             )
         self.root = root = Path(os.path.normpath(root))
-        self.paths = frozenset(_scan(root))
+        self.paths = frozenset(find_videos(root))
         self.by_stem: dict[str, list[str]] = defaultdict(list)
         for path in sorted(self.paths):
             name = os.path.basename(path)  # noqa: PTH119 - a quarter of a million strings
@@ -64,11 +64,13 @@ class Files:
         return None
 
 
-def _scan(folder: Path, top: bool = True) -> Iterator[str]:
+def find_videos(folder: Path, top: bool = True) -> Iterator[str]:
     """Paths of videos; a folder below the first that holds images only is one video."""
     folders, images, others = [], 0, 0
     with os.scandir(folder) as entries:
         for entry in entries:
+            if entry.name.startswith("."):  # what a killed writer left, a Mac's resource forks
+                continue
             suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
             if suffix in VIDEO_SUFFIXES:
                 others += 1
@@ -77,13 +79,13 @@ def _scan(folder: Path, top: bool = True) -> Iterator[str]:
                 images += 1
                 if images > 8 and not top and not others:  # enough seen
                     break
-            elif entry.is_dir() and not entry.name.startswith("."):
+            elif entry.is_dir():
                 others += 1
                 folders.append(entry.path)
     if images and not top and not others:
         yield str(folder)
     for path in sorted(folders):
-        yield from _scan(Path(path), top=False)
+        yield from find_videos(Path(path), top=False)
 
 
 def _closeness(path: str, label: str, split: str) -> tuple[bool, bool]:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 from nlzoo.data.clips import centre_clip, generator, step_of, test_clips, train_clip
 from nlzoo.data.decode import Source, UnreadableVideo, open_video
 from nlzoo.data.transforms import EvalTransform, TrainTransform
+from nlzoo.preprocessing import UNREADABLE
 
-UNREADABLE = -1  # label of a video that could not be read, in evaluation
 TRIES = 10  # videos tried in place of an unreadable one
 
 

@@ -5,7 +5,6 @@ and two to three times as fast to take clips from. A set is the same folders and
 takes the place of SOURCE in a recipe.
 """
 
-import argparse
 import multiprocessing
 import os
 import re
@@ -22,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from nlzoo.data.decode import VIDEO_SUFFIXES, UnreadableVideo, VideoFile, encode
 from nlzoo.data.layouts import Files
+from nlzoo.files import write_whole
+from nlzoo.program import make_parser, parse_options, run
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def prepare(source: Path, dest: Path, encoding: Encoding, workers: int) -> dict[
     bad.update(_run(jobs, encoding, workers))
     if bad:
         lines = (f"{path}\t{reason}\n" for path, reason in sorted(bad.items()))
-        _write_whole(dest / "bad_files.txt", "".join(lines))
+        write_whole(dest / "bad_files.txt", "".join(lines))
     return bad
 
 
@@ -129,43 +130,33 @@ def copy_lists(source: Path, dest: Path) -> None:
             text = file.read_text(encoding="utf-8-sig")
             text = text.replace(f"{source.resolve()}{os.sep}", f"{dest.resolve()}{os.sep}")
             text = re.sub(rf"""\.({suffixes})(?=["'\s,]|$)""", ".mp4", text, flags=re.I)
-            _write_whole(dest / file.relative_to(source), text)
+            write_whole(dest / file.relative_to(source), text)
 
 
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """0: all prepared; 1: some files are damaged, see DEST/bad_files.txt; 2: bad arguments."""
-    parser = argparse.ArgumentParser("python -m nlzoo.data.prepare", description=__doc__)
+def main(argv: Sequence[str]) -> None:
+    """Exit code 1 where files are damaged: see DEST/bad_files.txt."""
+    parser = make_parser("python -m nlzoo.data.prepare", "Re-encode a video set for fast reading.")
     parser.add_argument("source", type=Path, help="folder with videos and lists")
     parser.add_argument("dest", type=Path, help="folder to write; run again to go on")
     parser.add_argument("--size", type=int, default=256, help="short side, pixels")
     parser.add_argument("--crf", type=int, default=23, help="quality of x264, 0 (best) to 51")
     parser.add_argument("--gop", type=int, default=30, help="frames from key frame to key frame")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    given = parser.parse_args(argv)
+    given = parse_options(parser, argv)
+    if min(given.size, given.gop, given.workers) < 1 or not 0 <= given.crf <= 51:
+        raise ValueError("--size, --gop and --workers start at 1; --crf is 0 to 51")
     try:
-        if min(given.size, given.gop, given.workers) < 1 or not 0 <= given.crf <= 51:
-            raise ValueError("--size, --gop and --workers start at 1; --crf is 0 to 51")
         encoding = Encoding(given.size, given.crf, given.gop)
         bad = prepare(given.source, given.dest, encoding, given.workers)
     except KeyboardInterrupt:
         sys.stderr.write("nlzoo: interrupted; the same command goes on\n")
-        return 130
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.stderr.write(f"nlzoo: {error}\n")
-        return 2
+        raise
     for path, reason in sorted(bad.items()):
         sys.stderr.write(f"{path}: {reason}\n")
     if bad:
         sys.stderr.write(f"{len(bad)} bad files, listed in {given.dest / 'bad_files.txt'}\n")
-    return 1 if bad else 0
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-UNREADABLE = -1  # the label of a video that could not be read
+from nlzoo.preprocessing import UNREADABLE
 
 
 class MeanClassAccuracy(MulticlassConfusionMatrix):

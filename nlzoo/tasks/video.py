@@ -15,9 +15,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.models import create_model
-from nlzoo.preprocessing import Preprocessing
+from nlzoo.preprocessing import UNREADABLE, Preprocessing
 from nlzoo.tasks.optim import build_optimizer, build_schedule
-from nlzoo.tasks.scores import UNREADABLE, ViewScores, accuracies
+from nlzoo.tasks.scores import ViewScores, accuracies
 from nlzoo.version import __version__
 
 Batch = tuple[Tensor, Tensor, Tensor]

@@ -1,0 +1,94 @@
+"""A network watches one video file: its scores over views, and where a position looks."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nlzoo.data.clips import clip_at, last_start, step_of
+from nlzoo.data.decode import Source, UnreadableVideo, open_video
+from nlzoo.data.loading import EvalClips
+from nlzoo.data.transforms import EvalTransform, resize_short
+from nlzoo.explain import draw, look
+from nlzoo.preprocessing import UNREADABLE
+from nlzoo.video import VideoResNet
+
+At = tuple[int, int, int]  # (frame, x, y) of a video
+
+
+@torch.inference_mode()
+def score_video(
+    model: VideoResNet, video: Source, clips: int = 10, crops: int = 3
+) -> tuple[Tensor, str]:
+    """Mean softmax over the views of a video, and what is damaged in it ("": nothing).
+
+    Args:
+        model: in evaluation mode; its `preprocessing` says what a clip is.
+        video: path of a file or of a folder of frames, or the bytes of a file.
+        clips: evenly spread over the video.
+        crops: of each clip: 3 along its longer side, or 1 (the centre).
+
+    Returns:
+        (K,) float64 on the CPU, summing to 1.
+
+    Raises:
+        UnreadableVideo: no frame can be read.
+        ValueError: a number below 1, or of crops that is not 1 or 3.
+    """
+    if clips < 1:
+        raise ValueError(f"clips = {clips}: expected 1 or more")
+    pre = model.preprocessing
+    transform = EvalTransform(pre.test_size, pre.test_crop, crops)
+    views = EvalClips([video], [0], pre.frames, pre.stride, pre.fps, transform, clips)
+    device = next(model.parameters()).device
+    total, damage = torch.zeros(model.num_classes, dtype=torch.float64), ""
+    for k in range(clips):
+        view, label, _, notes = views[k]
+        damage = notes[0].reason if notes else damage
+        if label == UNREADABLE:
+            raise UnreadableVideo(damage)
+        total += model(view.to(device)).double().softmax(1).sum(0).cpu()
+    return total / (clips * crops), damage
+
+
+def look_at_video(model: VideoResNet, video: Source, picture: Path, at: At | None = None) -> At:
+    """Draw where a position of a video looks, on a clip of whole frames around it.
+
+    Args:
+        model: a network with non-local blocks.
+        video: path of a file or of a folder of frames, or the bytes of a file.
+        picture: file to write.
+        at: (frame, x, y) in the video's own frames and upright pixels; by default where the clip
+            in its middle moves most.
+
+    Returns:
+        The position, as the network's grid allows.
+
+    Raises:
+        UnreadableVideo: no frame can be read.
+        ValueError: a position outside the video, or a network without blocks.
+    """
+    pre = model.preprocessing
+    with open_video(video) as file:
+        step = step_of(pre.stride, file.fps, pre.fps)
+        last = last_start(file.frames, pre.frames, step)
+        wanted = int(at[0] - pre.frames * step / 2) if at else last // 2
+        numbers = clip_at(min(max(wanted, 0), last), file.frames, pre.frames, step)
+        frames = file.read(numbers).permute(0, 3, 1, 2)
+        size = (file.frames, frames.shape[3], frames.shape[2])
+    if at and not all(0 <= a < s for a, s in zip(at, size, strict=True)):
+        raise ValueError(f"{_name(video)}: FRAME,X,Y = {at} is outside of its {size}")
+    small = resize_short(frames, pre.test_size)
+    query = None
+    if at:
+        frame = min(range(len(numbers)), key=lambda i: abs(numbers[i] - at[0]))
+        query = frame, at[2] * small.shape[2] // size[2], at[1] * small.shape[3] // size[1]
+    clip = small.transpose(0, 1)[None].to(next(model.parameters()).device)
+    looks = look(model, clip, query)
+    draw(looks, small.permute(0, 2, 3, 1), picture, numbers=numbers)
+    frame, y, x = looks[0].at
+    return at or (numbers[frame], x * size[1] // small.shape[3], y * size[2] // small.shape[2])
+
+
+def _name(video: Source) -> str:
+    return "video" if isinstance(video, bytes) else str(video)
