@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import signature
 from math import prod
 from typing import Any
 
@@ -102,8 +103,11 @@ def insert_non_local(
             has a block already; no example to be guessed; wrong block arguments.
     """
     inner = _unwrap(model)
+    _check_arguments(block)
     names = _resolve(inner, places)
     modules = {name: _place(inner, name) for name in names}
+    if len(set(modules.values())) < len(names):
+        raise ValueError(f"two of the places {', '.join(names)} are one and the same module")
     outputs = _measure(inner, modules, _guess(inner) if example is None else example)
     blocks, reports = [], []
     for name, module in modules.items():
@@ -131,6 +135,14 @@ def _unwrap(module: nn.Module) -> nn.Module:
 
 def _arguments(example: Any) -> tuple[Any, ...]:
     return example if isinstance(example, tuple) else (example,)
+
+
+def _check_arguments(block: dict[str, Any]) -> None:
+    known = [k for k in signature(NonLocalBlock).parameters if k not in ("channels", "dims")]
+    for key in block:
+        if key not in known:
+            near = get_close_matches(key, ["places", *known], cutoff=0.4) or known
+            raise ValueError(f"unknown block argument {key!r}; near are {', '.join(near)}")
 
 
 def _resolve(model: nn.Module, places: str | list[str]) -> list[str]:
@@ -216,11 +228,11 @@ def _measure(model: nn.Module, places: dict[str, nn.Module], example: Any) -> di
 
 def _run(model: nn.Module, arguments: tuple[Any, ...], seen: dict[str, list[Any]]) -> None:
     """One pass without computing; where an operation needs data, one with it."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = dict(_tensors(model))
     meta = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
     on_meta = tree_map_only(Tensor, lambda t: t.to("meta"), arguments)
     try:
-        torch.func.functional_call(model, meta, on_meta)
+        torch.func.functional_call(model, meta, on_meta, tie_weights=False)
     except (RuntimeError, TypeError, ValueError):
         for outputs in seen.values():
             outputs.clear()
@@ -228,8 +240,18 @@ def _run(model: nn.Module, arguments: tuple[Any, ...], seen: dict[str, list[Any]
         real = tree_map_only(
             Tensor, lambda t: torch.zeros_like(t, device=device) if t.is_meta else t, arguments
         )
-        buffers = {name: t.clone() for name, t in model.named_buffers()}
-        torch.func.functional_call(model, buffers, real)
+        buffers = {n: t.clone() for n, t in tensors.items() if not isinstance(t, nn.Parameter)}
+        torch.func.functional_call(model, buffers, real, tie_weights=False)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by one name for each place they are at.
+
+    `functional_call` would not restore a module that it swaps under two names.
+    """
+    for name, module in model.named_modules():
+        yield from module.named_parameters(name, recurse=False, remove_duplicate=False)
+        yield from module.named_buffers(name, recurse=False, remove_duplicate=False)
 
 
 def _only(name: str, outputs: list[Any]) -> Tensor:

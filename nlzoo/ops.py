@@ -285,6 +285,7 @@ def _one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def autocast_off(t: Tensor) -> AbstractContextManager[Any]:
-    """Nothing where autocast is off already: exported graphs stay free of it."""
+    """Nothing where autocast is off already: exported graphs stay free of it. "meta" has none."""
     kind = t.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+    on = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if on else nullcontext()
