@@ -1,0 +1,244 @@
+"""Every registered name through the same protocol; names, places and checkpoints."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import nlzoo
+from nlzoo import NonLocalBlock, create_model, list_models, load_model
+from nlzoo.models import MODELS
+from nlzoo.preprocessing import Preprocessing
+from nlzoo.tasks.video import VideoClassification
+from nlzoo.video import VideoResNet
+
+TINY: dict[str, Any] = {"width": 8, "geometry": "8x8", "num_classes": 5}
+SMALL = Preprocessing(frames=4, crop=32, classes=("run", "jump", "swim"), mean=(0.5, 0.4, 0.3))
+
+
+def tiny(name: str = "i3d_r18_nl5", **options: Any) -> VideoResNet:
+    torch.manual_seed(0)
+    return create_model(name, **{**TINY, **options})
+
+
+def clip(seed: int = 0) -> Tensor:
+    return torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def blocks_of(model: nn.Module) -> list[str]:
+    places = [n for n, m in model.named_modules() if isinstance(m, NonLocalBlock)]
+    return [name.removesuffix(".non_local") for name in places]
+
+
+def of(stage: str, *indices: int) -> list[str]:
+    return [f"{stage}.{i}" for i in indices]
+
+
+# Paper section 4.1 and the released code; ours for ten blocks of ResNet-101, and for ResNet-18,
+# whose two residual blocks a stage have room for 1, 2 and 4.
+PLACES = {
+    "r18_nl1": of("res4", 0),
+    "r18_nl5": of("res3", 1) + of("res4", 1),
+    "r18_nl10": of("res3", 0, 1) + of("res4", 0, 1),
+    "r50_nl1": of("res4", 4),
+    "r50_nl5": of("res3", 1, 3) + of("res4", 1, 3, 5),
+    "r50_nl10": of("res3", *range(4)) + of("res4", *range(6)),
+    "r101_nl1": of("res4", 21),
+    "r101_nl5": of("res3", 1, 3) + of("res4", 6, 13, 20),
+    "r101_nl10": of("res3", *range(4)) + of("res4", 3, 6, 10, 13, 17, 20),
+}
+
+
+def test_names() -> None:
+    backbones = ["c2d", "i3d", "slow"]
+    counts = ["", "_nl1", "_nl5", "_nl10"]
+    wanted = {f"{b}_{d}{n}" for b in backbones for d in ("r18", "r50", "r101") for n in counts}
+    wanted |= {f"i3d333_{d}{n}" for d in ("r50", "r101") for n in counts}
+    assert set(list_models()) == wanted == set(MODELS)
+    assert list_models() == sorted(list_models())
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_protocol(name: str) -> None:
+    model = tiny(name)
+    assert model.training
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert blocks_of(model) == (PLACES[name.partition("_")[2]] if "_nl" in name else [])
+    assert isinstance(model.preprocessing, Preprocessing)
+    assert (model.preprocessing.frames, model.preprocessing.stride) == (8, 8)
+
+    model.eval()
+    x = clip()
+    with torch.inference_mode():
+        features = model.forward_features(x)
+        assert features.shape[:2] == (2, model.num_features)
+        assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
+        logits = model(x)
+        assert logits.shape == (2, model.num_classes) == (2, 5)
+        assert torch.equal(logits, model.forward_head(features))
+        assert logits.isfinite().all()
+        assert model.get_classifier().out_features == 5
+
+        twin = create_model(name, **TINY).eval()
+        assert not torch.equal(twin(x), logits)
+        twin.load_state_dict(model.state_dict())
+        assert torch.equal(twin(x), logits)
+        twin.reset_classifier(7)
+        assert twin(x).shape == (2, 7)
+        assert twin.get_classifier().out_features == 7
+        twin.reset_classifier(0)
+        assert torch.equal(twin(x), model.forward_head(features, pre_logits=True))
+
+
+@pytest.mark.parametrize("name", list_models("*_nl5"))
+def test_blocks_start_as_the_identity_with_the_released_options(name: str) -> None:
+    model, plain = tiny(name).eval(), tiny(name.removesuffix("_nl5")).eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if ".non_local." not in k})
+    assert torch.equal(model(clip()), plain(clip()))
+    for block in (m for m in model.modules() if isinstance(m, NonLocalBlock)):
+        assert (block.form, block.subsample) == ("embedded_gaussian", (1, 2, 2))
+        assert block.scale == pytest.approx(block.inner**-0.5)
+        assert (block.subsample_first, block.inner) == (True, block.channels // 2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("c2d_r50*", ["c2d_r50", "c2d_r50_nl1", "c2d_r50_nl10", "c2d_r50_nl5"]),
+        ("*_r18_nl1", ["c2d_r18_nl1", "i3d_r18_nl1", "slow_r18_nl1"]),
+        ("i3d_r101", ["i3d_r101"]),
+        ("x*", []),
+    ],
+)
+def test_wildcards(pattern: str, names: list[str]) -> None:
+    assert list_models(pattern) == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "i3d_r50_n15"}, "unknown model 'i3d_r50_n15'; near are i3d_r50_nl5"),
+        ({"name": "qqq"}, "unknown model 'qqq'; near are c2d_r18"),
+        ({"widht": 8}, "unknown model argument 'widht'; near are width"),
+        ({"kind": "c2d"}, "unknown model argument 'kind'"),
+        ({"geometry": "16x4"}, "unknown geometry '16x4'; there are paper, 32x2"),
+        ({"non_local": "ers3:1"}, "no place 'ers3'; near are res3"),
+        ({"non_local": "res3:1,4"}, "'res3:4' does not exist: 'res3' has blocks 0 to 1"),
+        ({"non_local": {"form": "gausian"}}, "did you mean 'gaussian'"),
+        ({"non_local": {"place": "res3:1"}}, "unknown block argument 'place'; near are places"),
+        ({"name": "c2d_r18", "non_local": {}}, "has no place for a block; name places"),
+        ({"pretrained": True}, "no published weights for i3d_r18_nl5; give a path or timm/NAME"),
+        ({"pretrained": "timm/resnte18"}, "timm has no model 'resnte18'; near are resn"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        tiny(**{"name": "i3d_r18_nl5", **arguments})
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_exist() -> None:
+    with pytest.raises(FileNotFoundError, match=r"no weights file nowhere\.ckpt"):
+        tiny(pretrained="nowhere.ckpt")
+
+
+def test_blocks_by_argument() -> None:
+    assert blocks_of(tiny("c2d_r18", non_local="res2:0 res5:1")) == ["res2.0", "res5.1"]
+    options = {"places": "res4:0", "form": "concatenation", "extent": "time"}
+    model = tiny("c2d_r18_nl5", non_local=options)
+    assert blocks_of(model) == ["res4.0"]
+    block = model.res4[0].non_local
+    assert (block.form, block.extent) == ("concatenation", "time")
+    assert options["places"] == "res4:0"  # the caller's dict stays whole
+    assert blocks_of(tiny("c2d_r18_nl5", non_local={"scale": 1.0})) == ["res3.1", "res4.1"]
+
+
+def test_defaults() -> None:
+    with torch.device("meta"):
+        model = create_model("i3d_r50_nl5")
+    assert model.num_classes == model.get_classifier().out_features == 400
+    assert (model.preprocessing.frames, model.preprocessing.stride) == (32, 2)
+    assert model.num_features == 2048
+    assert model.res3[1].non_local.channels == 512
+    assert tiny(num_classes=0).num_classes == 0
+
+
+def test_image_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timm/NAME` inflates, without touching the blocks; the download is left out here."""
+    import timm
+
+    torch.manual_seed(1)
+    twin = timm.create_model("resnet18", num_classes=1000)
+    asked = []
+    monkeypatch.setattr(
+        nlzoo.models, "image_model", lambda name, pretrained: asked.append(name) or twin
+    )
+    model = create_model("i3d_r18_nl1", pretrained="timm/resnet18.tv_in1k", num_classes=5)
+    assert asked == ["resnet18.tv_in1k"]
+    weight = model.res3[1].branch2.conv_b.weight
+    torch.testing.assert_close(weight.sum(2), twin.layer2[1].conv2.weight)
+    assert blocks_of(model) == ["res4.0"]
+    assert model.get_classifier().out_features == 5
+
+
+def checkpoint(path: Any, **options: Any) -> VideoClassification:
+    """A task with trained blocks, written as Lightning and the task write it."""
+    torch.manual_seed(2)
+    task = VideoClassification(
+        "i3d_r18_nl5",
+        arch={"width": 8, "geometry": "8x8"},
+        preprocessing=SMALL.to_dict(),
+        **options,
+    )
+    for p in task.model.parameters():
+        nn.init.normal_(p, std=0.1)
+    content: dict[str, Any] = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(content)
+    torch.save(content, path)
+    return task.eval()
+
+
+def test_load_model_knows_everything(tmp_path: Any) -> None:
+    options = {"places": "res3:0 res4:1", "form": "dot_product"}
+    task = checkpoint(tmp_path / "last.ckpt", non_local=options)
+    model = load_model(tmp_path / "last.ckpt")
+    assert not any(m.training for m in model.modules())
+    assert model.preprocessing == SMALL
+    assert blocks_of(model) == ["res3.0", "res4.1"]
+    assert model.res3[0].non_local.form == "dot_product"
+    with torch.no_grad():
+        assert torch.equal(model(clip()), task.model(clip()))
+        pixels = (clip() * 40 + 128).clamp(0, 255).to(torch.uint8)
+        assert torch.equal(model(pixels), task.model(pixels))  # mean and std are its own
+
+
+def test_checkpoint_as_pretrained_weights(tmp_path: Any) -> None:
+    task = checkpoint(tmp_path / "last.ckpt")
+    model = create_model("i3d_r18_nl5", pretrained=tmp_path / "last.ckpt").eval()
+    assert (model.num_classes, model.preprocessing.frames) == (3, 8)
+    with torch.no_grad():
+        assert torch.equal(model(clip()), task.model(clip()))
+    with pytest.warns(UserWarning, match="classifier starts fresh"):
+        other = create_model("i3d_r18_nl5", pretrained=tmp_path / "last.ckpt", num_classes=9)
+    assert other.get_classifier().out_features == 9
+    assert torch.equal(other.res5[0].branch2.conv_a.weight, model.res5[0].branch2.conv_a.weight)
+    with pytest.raises(ValueError, match=r"is of another architecture: .*model unknown"):
+        create_model("i3d_r18", pretrained=tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"file \(8, .*model \(4, "):
+        create_model("i3d_r18_nl5", pretrained=tmp_path / "last.ckpt", width=4)
+
+
+def test_a_file_without_an_architecture_is_no_model(tmp_path: Any) -> None:
+    torch.save(tiny().state_dict(), tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match=r"use create_model\(NAME, pretrained=PATH\)"):
+        load_model(tmp_path / "plain.pt")
+
+
+def test_preprocessing_travels_as_plain_values() -> None:
+    values = SMALL.to_dict()
+    assert Preprocessing.from_dict(values) == SMALL
+    assert all(isinstance(v, int | float | str | list) for v in values.values())
+    with pytest.raises(ValueError, match=r"unknown keys \['colour'\]"):
+        Preprocessing.from_dict({**values, "colour": "RGB"})
