@@ -150,7 +150,8 @@ def _look(place: str, block: Any, x: Tensor, at: Point, size: Sequence[int]) -> 
     """One block's row; grids of fewer dimensions than the clip miss the leading ones."""
     grid = torch.tensor(x.shape[2:])
     cell = torch.tensor(size[-block.dims :]) / grid  # input pixels to a position
-    query = [int(a / c) for a, c in zip(at[-block.dims :], cell.tolist(), strict=True)]
+    axes = zip(at[-block.dims :], grid.tolist(), size[-block.dims :], strict=True)
+    query = [a * g // s for a, g, s in axes]  # in integers: a / cell may fall just below a cell
     weights = block.attention(x, query)
     start = block.key_grid(x.shape, query)
     stop = start + torch.tensor(block.subsample)
