@@ -166,10 +166,17 @@ def test_places_by_list_and_block_arguments() -> None:
     assert [(b.form, b.inner, b.subsample, b.dims) for b in blocks] == [
         ("dot_product", 3, (2, 2), 2)
     ] * 2
-    insert_non_local(model, "stages:0")  # indices do not count the blocks that are there
-    assert isinstance(model.stages[0].non_local, NonLocalBlock)
     assert model.stages[0].weight is model.stages[1].weight
     assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+
+
+def test_indices_do_not_count_blocks() -> None:
+    model = Sequence1d()
+    insert_non_local(model, "stage")
+    assert len(model.stage) == 4
+    with pytest.raises(ValueError, match="'stage' has blocks 0 to 2"):
+        insert_non_local(model, "stage:3")
+    assert insert_non_local(model, "stage:2").blocks[0].place == "stage.2"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +228,8 @@ def test_an_example_is_asked_for_where_none_can_be_guessed() -> None:
 def test_a_network_that_needs_data_is_measured_without_a_trace() -> None:
     class Branch(Odd):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x if x.sum().item() < 1e9 else -x)
+            y = super().forward(x)
+            return y if y.sum().item() < 1e9 else -y
 
     model = Branch().train()
     buffers = copy.deepcopy(dict(model.named_buffers()))
