@@ -240,8 +240,9 @@ def inflate(model: VideoResNet, image_model: nn.Module) -> VideoResNet:
     """
     source = {_video_name(k): v for k, v in image_model.state_dict().items()}
     target = model.state_dict()
-    if source["head.proj.weight"].shape != target["head.proj.weight"].shape:
-        source.update((k, v) for k, v in target.items() if k.startswith("head."))
+    heads = [{k: v for k, v in s.items() if k.startswith("head.")} for s in (source, target)]
+    if [v.shape for v in heads[0].values()] != [v.shape for v in heads[1].values()]:
+        source = {k: v for k, v in source.items() if k not in heads[0]} | heads[1]
     inflated = dict(_inflate(source, target))
     if wrong := sorted(source.keys() ^ target.keys()) or [
         k for k in target if inflated[k].shape != target[k].shape

@@ -260,6 +260,10 @@ def test_inflation_refuses_other_networks_and_keeps_its_head():
     head = model.head.proj.weight.clone()
     inflate(model, timm.create_model("resnet18", num_classes=9))
     assert torch.equal(model.head.proj.weight, head)
+    headless, twin = VideoResNet("c2d", 18, num_classes=0), timm.create_model("resnet18")
+    assert torch.equal(inflate(headless, twin).stem.conv.weight[:, :, 0], twin.conv1.weight)
+    inflate(model, timm.create_model("resnet18", num_classes=0))
+    assert torch.equal(model.head.proj.weight, head)
     with pytest.raises(ValueError, match=r"not the 2D twin.*does not fit"):
         inflate(tiny(), timm.create_model("resnet18", num_classes=5))
     with pytest.raises(ValueError, match="use a plain ResNet of the same depth"):
