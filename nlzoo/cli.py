@@ -1,5 +1,6 @@
 """Recipes: where they are, how they merge, the one parser, and `build`."""
 
+import argparse
 import inspect
 import json
 import logging
@@ -16,18 +17,29 @@ from lightning import LightningDataModule, LightningModule, Trainer, seed_everyt
 
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.sample import make_sample
-from nlzoo.program import make_parser, nearest, parse_options
+from nlzoo.program import asks_for_help, make_parser, nearest, parse_options
 from nlzoo.run import RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.video import VideoClassification
 
 SECTIONS = ("seed", "checkpoint_every", "task", "data", "trainer")
-SHOWN = ("max_steps", "max_epochs", "accelerator", "devices", "strategy", "precision")
+SAMPLE = "_video_sample"  # laid over a recipe by --sample
+SHOWN = {  # in --help and in completion
+    "task": "--task.KEY VALUE, as in --task.lr 0.02 --task.non_local.form dot_product",
+    "task.help": "list the keys: --task.help VideoClassification",
+    "data": "the folder; or --data.KEY VALUE, as in --data.batch_size 4",
+    "data.help": "list the keys: --data.help Kinetics",
+    "trainer.max_steps": "iterations",
+    "trainer.max_epochs": "epochs",
+    "trainer.devices": "how many, or which",
+    "trainer.precision": "32-true, bf16-mixed, ...",
+}
 
 
 def recipe_names() -> list[str]:
     """Names of the recipes installed with the package."""
     files = resources.files("nlzoo.recipes").iterdir()
-    return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
+    names = (f.name for f in files if f.name.endswith(".yaml") and not f.name.startswith("_"))
+    return sorted(name.removesuffix(".yaml") for name in names)
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -40,7 +52,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
         stem, there = path.name.removesuffix(".yaml"), recipe_names()
-        if stem not in there:
+        if stem not in (*there, SAMPLE):
             close = nearest(stem, there)
             raise FileNotFoundError(f"no recipe {name!r}{close}; there are {', '.join(there)}")
         path = Path(str(resources.files("nlzoo.recipes") / f"{stem}.yaml"))
@@ -51,7 +63,9 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not valid YAML: {error}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", error)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{source}{where}: not valid YAML: {problem}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{source} is not a recipe: it needs task, data and trainer")
     for key in recipe:
@@ -69,36 +83,41 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def recipe_parser(prog: str, description: str = "") -> ArgumentParser:
-    """Every key of a recipe as an option, beside the programs' own."""
+def recipe_parser(prog: str = "", description: str = "", main: str = "") -> ArgumentParser:
+    """A parser with every key of a recipe as an option; `main` is what its usage begins with."""
     made = make_parser(prog, description)
+    made.usage = f"{prog} {main} [--data PATH] [--run FOLDER] [--KEY VALUE ...]"
+    made.epilog = "All other keys of Lightning's Trainer work too: --trainer.strategy ddp."
     made.add_argument("--recipe", action="config", help="name or path; a second one is laid over")
-    made.add_argument("--sample", action="store_true", help="train on a set made on the spot")
-    made.add_argument("--run", default="", help="run folder (default: runs/RECIPE)")
-    made.add_argument("--resume", default="", help="a checkpoint, or auto: the newest of the run")
-    made.add_argument("--checkpoint", default="", help="what is evaluated; it carries its recipe")
+    made.add_argument("--sample", action="store_true", help="a set made on the spot, a small net")
+    made.add_argument("--run", default="", help="folder for what is written")
     made.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     made.add_argument("--checkpoint_every", type=int, default=1000, help="iterations")
     made.add_subclass_arguments(LightningModule, "task", required=True, instantiate=False)
     made.add_subclass_arguments(LightningDataModule, "data", required=True, instantiate=False)
     made.add_class_arguments(Trainer, "trainer", instantiate=False)
-    for action in made._actions:  # the Trainer has 40 options: all work, six are listed
-        section, _, key = action.dest.partition(".")
-        if section == "trainer" and key not in SHOWN:
-            action.help = "==SUPPRESS=="
     return made
 
 
+def _shorten_help(parser: ArgumentParser) -> None:
+    """Of the Trainer's 40 keys show four; all work. (`dump` would leave out hidden ones.)"""
+    for action in parser._actions:
+        if action.dest.partition(".")[0] in ("task", "data", "trainer"):
+            action.help = SHOWN.get(action.dest, argparse.SUPPRESS)
+            action.metavar = "VALUE"
+        elif action.dest == "print_config":
+            action.help = "print the effective recipe"
+    for group, title in zip(parser._action_groups[2:], ("task", "data", "trainer"), strict=True):
+        group.title, group.description = title, None
+
+
 def parse(
-    argv: Sequence[str],
-    prog: str,
-    description: str,
-    base: dict[str, Any] | None = None,
-    run: str = "",
+    argv: Sequence[str], parser: ArgumentParser, base: dict[str, Any] | None = None
 ) -> Namespace:
     """Recipes (over `base`), then the sample's, then options: the effective configuration.
 
-    `--data PATH` is short for `--data.path PATH`.
+    `--data PATH` is short for `--data.path PATH`. Without `base` and --run, the run folder gets the
+    name of the recipe.
 
     Raises:
         ValueError: one sentence that names the key and the nearest known one.
@@ -108,21 +127,18 @@ def parse(
     for name in names:
         merged = merge(merged, read_recipe(name))
     if "--sample" in rest:
-        merged = merge(merged, read_recipe("video_sample"))
+        merged = merge(merged, read_recipe(SAMPLE))
         merged = merge(merged, {"data": {"init_args": {"path": str(make_sample())}}})
-    if (
-        not merged
-        and not {"--help", "-h"} & set(rest)
-        and "--print_completion" not in " ".join(rest)
-    ):
+    if asks_for_help(rest):
+        _shorten_help(parser)
+    elif not merged:
         raise ValueError(f"no recipe: --recipe NAME, one of {', '.join(recipe_names())}")
     given = ["--recipe", json.dumps(merged), *rest] if merged else rest
     classes = (VideoClassification, Kinetics)
     keys = [key for c in classes for key in inspect.signature(c).parameters]
-    config = parse_options(recipe_parser(prog, description), given, keys)
-    if not config.run:
-        stem = Path(names[0]).stem if names else "run"
-        config.run = run or f"runs/{stem}{'-sample' if config.sample else ''}"
+    config = parse_options(parser, given, keys)
+    if not config.run and base is None:
+        config.run = f"runs/{Path(names[0]).stem}{'-sample' if config.sample else ''}"
     return config
 
 
@@ -144,15 +160,15 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
 
     Importable, so that another launcher can call it; `config.trainer` takes strategy and plugins.
     """
-    logging.getLogger("lightning").setLevel(logging.WARNING)  # advice; the run folder says more
+    for name in ("lightning.pytorch", "lightning.fabric"):  # advice; the run folder says more
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     seed_everything(config.seed, verbose=False)
     run = Path(config.run)
     data = _instance(config.data, bad_files=str(run / "bad_files.txt"), seed=config.seed)
     task = _instance(config.task, preprocessing=data.preprocessing.to_dict())
-    parser = recipe_parser("")
     task.recipe = recipe_text(config)
-    options = parser.instantiate(config).trainer.as_dict()
+    options = recipe_parser().instantiate(Namespace(trainer=config.trainer)).trainer.as_dict()
     folder = RunFolder(run, task.recipe, config.checkpoint_every)
     options["callbacks"] = [
         *(options["callbacks"] or []),
@@ -174,7 +190,7 @@ def _instance(section: Namespace, **extra: Any) -> Any:
 
 def recipe_text(config: Namespace) -> str:
     """The effective recipe as YAML that `--recipe` reads."""
-    text = recipe_parser("").dump(config, skip_default=False)
-    return yaml.safe_dump(
-        {k: v for k, v in yaml.safe_load(text).items() if k in SECTIONS}, sort_keys=False
-    )
+    recipe = Namespace({key: config[key] for key in SECTIONS})
+    text = recipe_parser().dump(recipe, skip_default=False, skip_validation=True)
+    values = yaml.safe_load(text)
+    return yaml.safe_dump({key: values[key] for key in SECTIONS}, sort_keys=False)

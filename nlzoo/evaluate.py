@@ -13,23 +13,23 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from nlzoo.cli import build, parse
+from nlzoo.cli import build, parse, recipe_parser
 from nlzoo.files import write_whole
-from nlzoo.program import run
+from nlzoo.program import asks_for_help, run
 from nlzoo.weights.load import check_fits, read_checkpoint
 
 
 def main(argv: Sequence[str]) -> None:
     """Load the checkpoint's recipe, test every view of every video, write the report."""
+    about = "Test a checkpoint on the views of its recipe, 10 clips x 3 crops by default."
+    parser = recipe_parser("python -m nlzoo.evaluate", about, "--checkpoint FILE")
+    parser.add_argument("--checkpoint", required=True, help="it carries its recipe")
+    if asks_for_help(argv):
+        parse(argv, parser)
     checkpoint = find_checkpoint(argv)
     stored = read_checkpoint(checkpoint)
-    config = parse(
-        argv,
-        "python -m nlzoo.evaluate",
-        "Test a checkpoint on the views of its recipe (10 clips x 3 crops).",
-        base=yaml.safe_load(stored["nlzoo"]["recipe"]),
-        run=str(Path(checkpoint).parent),
-    )
+    config = parse(argv, parser, base=stored_recipe(stored, checkpoint))
+    config.run = config.run or str(Path(checkpoint).parent)
     config.task.init_args.pretrained = ""
     config.trainer.logger = False
     config.trainer.default_root_dir = config.run
@@ -49,6 +49,14 @@ def find_checkpoint(argv: Sequence[str]) -> str:
         if argument == "--checkpoint" and i + 1 < len(argv):
             return argv[i + 1]
     raise ValueError("--checkpoint FILE is missing: a checkpoint of nlzoo.fit")
+
+
+def stored_recipe(stored: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    """The recipe that a checkpoint was trained by."""
+    if "recipe" not in stored.get("nlzoo", {}):
+        raise ValueError(f"{checkpoint} holds no recipe: evaluate takes checkpoints of nlzoo.fit")
+    recipe: dict[str, Any] = yaml.safe_load(stored["nlzoo"]["recipe"])
+    return recipe
 
 
 def report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:

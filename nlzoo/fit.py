@@ -7,14 +7,16 @@ from pathlib import Path
 from jsonargparse import Namespace
 from lightning import LightningModule
 
-from nlzoo.cli import build, parse
+from nlzoo.cli import build, parse, recipe_parser
 from nlzoo.program import run
 from nlzoo.weights.load import check_fits, read_checkpoint
 
 
 def main(argv: Sequence[str]) -> None:
     """Parse, build, train."""
-    config = parse(argv, "python -m nlzoo.fit", "Train a recipe.")
+    parser = recipe_parser("python -m nlzoo.fit", "Train a recipe.", "--recipe NAME|FILE")
+    parser.add_argument("--resume", default="", help="a checkpoint; auto: the newest of the run")
+    config = parse(argv, parser)
     resume = find_resume(config)
     task, data, trainer = build(config)
     if resume:

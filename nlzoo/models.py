@@ -158,10 +158,13 @@ def _insert(model: VideoResNet, name: str, non_local: str | dict[str, Any] | Non
 
 
 def _check_arch(arch: dict[str, Any]) -> None:
-    known = [k for k in signature(VideoResNet).parameters if k not in ("kind", "depth")]
-    for key in arch:
+    parameters = signature(VideoResNet).parameters
+    known = {k: p.annotation for k, p in parameters.items() if k not in ("kind", "depth")}
+    for key, value in arch.items():
         if key not in known:
             raise ValueError(f"unknown model argument {key!r}; {_near(key, known)}")
+        if not isinstance(value, (int, float) if known[key] is float else known[key]):
+            raise ValueError(f"model argument {key} = {value!r}: expected {known[key].__name__}")
 
 
 def _near(word: str, choices: Any) -> str:

@@ -4,9 +4,17 @@ import difflib
 import os
 import re
 import sys
+from argparse import Action
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    set_parsing_settings,
+)
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -25,11 +33,34 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         sys.exit(2)
 
 
+class ShortHelp(DefaultHelpFormatter):
+    """Options with their defaults, without the types that jsonargparse lists."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        shown = action.option_strings and isinstance(action.default, int | float | Path)
+        if shown and not isinstance(action.default, bool):
+            text += f" ({action.default})"
+        return text
+
+
 def make_parser(prog: str, description: str) -> ArgumentParser:
     """A parser with `--print_completion` whose errors `parse_options` turns into one sentence."""
     set_parsing_settings(add_print_completion_argument=True)
     return ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+        prog=prog,
+        description=description,
+        formatter_class=ShortHelp,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether the answer is a text about the program."""
+    return any(
+        a in ("-h", "--help") or a.endswith(".help") or a.startswith("--print_completion")
+        for a in argv
     )
 
 
@@ -74,11 +105,27 @@ def parser_message(text: str, keys: Sequence[str]) -> str:
     if unknown:
         key = next(group for group in unknown.groups() if group)
         return f"unknown key {key!r}{nearest(key.rpartition('.')[2], keys)}"
-    wrong = re.findall(r'Parser key "([\w.]+)":\s+([^\n]+)', text)
-    if wrong and not wrong[-1][1].startswith("Does not validate"):
-        return f"{wrong[-1][0]}: {wrong[-1][1].strip()}"
+    if wrong := _wrong_value(text):
+        return wrong
     if missing := re.search(r"the following arguments are required: ([^\n]*)", text):
         return f"missing: {missing[1]}"
     if path := re.search(r"Expected a dot import path string: ([^\n]*)", text):
         return f"unknown class {path[1]!r}"
     return text
+
+
+def _wrong_value(text: str) -> str:
+    """`task.lr: expected float, got 'fast'`; empty where the report is about something else."""
+    *outer, last = re.split(r'Parser key "([\w.]+)":', text)
+    expected = re.findall(r"Expected a (<class '.+?'>|typing\.Literal\[.+?\])", last)
+    value = re.search(r"(?:Got|Given) value: (.*)", last)
+    if not expected or not value:
+        return ""
+    kinds = dict.fromkeys(
+        re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+)\]", r"\1\2", kind)
+        for kind in expected
+        if "NoneType" not in kind
+    )
+    if not kinds:
+        return ""
+    return f"{'.'.join(outer[1::2])}: expected {' or '.join(kinds)}, got {value[1]!r}"

@@ -9,7 +9,7 @@ RECIPES = ("i3d_nl_kinetics", "i3d_kinetics", "c2d_kinetics", "c2d_nl_kinetics",
 
 
 def parse(*argv):
-    return cli.parse(argv, "nlzoo.fit", "")
+    return cli.parse(argv, cli.recipe_parser())
 
 
 def test_merge_goes_key_by_key():
@@ -52,9 +52,9 @@ def test_effective_recipe_parses_to_the_same(tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_sample_keeps_kind_depth_and_blocks(name):
     plain = yaml.safe_load(cli.recipe_text(parse("--recipe", name)))
-    sample = cli.read_recipe("video_sample")
+    sample = cli.read_recipe(cli.SAMPLE)
     assert "model" not in sample["task"]["init_args"]
-    assert "non_local" not in sample["task"]["init_args"]
+    assert sample["task"]["init_args"]["non_local"] == {"zero_init": False}
     assert sample["task"]["init_args"]["arch"].keys() == {"width", "geometry", "dropout"}
     assert plain["task"]["init_args"]["model"]
 
@@ -67,8 +67,11 @@ def test_sample_keeps_kind_depth_and_blocks(name):
         (("--recipe", "i3d_kinetics", "--task.lrr", "1"), "unknown key 'lrr'; did you mean lr"),
         (("--recipe", "i3d_kinetics", "--data.batchsize", "1"), "did you mean batch_size"),
         (("--recipe", "i3d_kinetics", "--trainer.max_step", "1"), "did you mean max_steps"),
-        (("--recipe", "i3d_kinetics", "--task.lr", "fast"), "lr: Expected a <class 'float'>"),
-        (("--recipe", "i3d_kinetics", "--trainer.max_steps", "x"), "max_steps: Expected"),
+        (("--recipe", "i3d_kinetics", "--task.lr", "fast"), "task.lr: expected float, got 'fast'"),
+        (
+            ("--recipe", "i3d_kinetics", "--trainer.max_steps", "x"),
+            "trainer.max_steps: expected int, got 'x'",
+        ),
         (("--recipe", "i3d_kinetics", "--nonsense"), "unknown key 'nonsense'"),
     ],
 )
@@ -85,7 +88,7 @@ def test_wrong_options_are_named(argv, message):
         ("task: {class_path: VideoClasification}", "VideoClasification"),
         ("task: {class_path: VideoClassification, init_args: {modle: x}}", "did you mean model"),
         ("just text", "is not a recipe"),
-        ("a: [", "is not valid YAML"),
+        ("a: [", "line 1: not valid YAML"),
         ("trainer: {max_step: 3}", "did you mean max_steps"),
     ],
 )

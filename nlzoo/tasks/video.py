@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from nlzoo.blocks import NonLocalBlock
-from nlzoo.models import create_model
+from nlzoo.models import PLACES, create_model
 from nlzoo.preprocessing import UNREADABLE, Preprocessing
 from nlzoo.tasks.optim import build_optimizer, build_schedule
 from nlzoo.tasks.scores import ViewScores, accuracies
@@ -52,7 +52,8 @@ class VideoClassification(LightningModule):
         Args:
             model: a name of `nlzoo.list_models()`.
             pretrained: a checkpoint, or `timm/NAME` to inflate ImageNet weights; empty: none.
-            non_local: arguments of the blocks (form, places, subsample, zero_init, ...).
+            non_local: arguments of the blocks (form, places, subsample, zero_init, ...); of no
+                meaning where the name has no blocks and no places are given.
             arch: arguments of the network (geometry, width, dropout, ...).
             bn: batch statistics are trained, frozen (in the host; blocks keep theirs), or trained
                 and re-estimated on 200 batches before each evaluation (precise).
@@ -70,6 +71,8 @@ class VideoClassification(LightningModule):
             ValueError: unknown model, argument or shape; names the nearest.
         """
         super().__init__()
+        if not (PLACES.get(model) or (non_local or {}).get("places")):
+            non_local = None  # the same recipe without blocks: another name is enough
         self.save_hyperparameters(logger=False)
         self.preprocessing = Preprocessing.from_dict(preprocessing or {})
         classes = len(self.preprocessing.classes) or None
