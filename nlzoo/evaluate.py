@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     checkpoint = find_checkpoint(argv)
     stored = read_checkpoint(checkpoint)
     config = parse(argv, parser, base=stored_recipe(stored, checkpoint))
-    config.run = config.run or str(Path(checkpoint).parent)
+    config.run = config.run or str(run_folder(checkpoint))
     config.task.init_args.pretrained = ""
     config.trainer.logger = False
     config.trainer.default_root_dir = config.run
@@ -49,6 +49,12 @@ def find_checkpoint(argv: Sequence[str]) -> str:
         if argument == "--checkpoint" and i + 1 < len(argv):
             return argv[i + 1]
     raise ValueError("--checkpoint FILE is missing: a checkpoint of nlzoo.fit")
+
+
+def run_folder(checkpoint: str) -> Path:
+    """The run that a checkpoint belongs to, or else its folder."""
+    folder = Path(checkpoint).parent
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def stored_recipe(stored: dict[str, Any], checkpoint: str) -> dict[str, Any]:
@@ -74,10 +80,12 @@ def report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
     folder = Path(trainer.default_root_dir)
     write_whole(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
     write_whole(folder / "scores.csv", _scores_csv(data, results))
-    table = Table("", "", show_header=False)
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
     for key, value in result.items():
         table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
-    console = Console()
+    console = Console(soft_wrap=True, highlight=False)
     console.print(table)
     console.print(f"Written: {folder / 'evaluation.json'}, {folder / 'scores.csv'}")
 

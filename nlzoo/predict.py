@@ -11,7 +11,7 @@ import torch
 from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from nlzoo.data.decode import UnreadableVideo
 from nlzoo.data.layouts import find_videos
@@ -26,7 +26,8 @@ def main(argv: Sequence[str]) -> None:
     options = parse(argv)
     model = load_model(options.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     videos, results, bad = options.videos, [], []
-    for video in track(videos, "videos", console=Console(stderr=True), transient=True):
+    console, quiet = Console(stderr=True), not sys.stderr.isatty()
+    for video in track(videos, "videos", console=console, transient=True, disable=quiet):
         try:
             results.append(predict(model, video, options))
         except UnreadableVideo as error:  # one bad file does not end the list
@@ -87,11 +88,11 @@ def predict(model: VideoResNet, video: str, options: Namespace) -> dict[str, Any
 
 def show(results: list[dict[str, Any]]) -> None:
     """A row a class; below, what is damaged and what was drawn."""
-    table = Table("video", "class", "score")
+    table = Table(Column("video", overflow="fold"), "class", "score")
     for result in results:
         for i, one in enumerate(result["top"]):
             table.add_row("" if i else result["video"], one["class"], f"{one['score']:.3f}")
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for result in results:
         if "damage" in result:

@@ -1,0 +1,278 @@
+"""The README's programs, from the files on a disk to the files that they write."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from nlzoo import evaluate, fit, predict, program
+from nlzoo.data.sample import CLASSES, make_sample
+from nlzoo.models import load_model
+
+RUN_FOLDER = {
+    "bad_files.txt",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "curves.png",
+    "metrics.csv",
+    "recipe.yaml",
+    "summary.json",
+}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """A sample of 24 + 7 videos, one of which is damaged beyond use and one missing."""
+    folder = make_sample(tmp_path_factory.mktemp("set") / "videos", train=24, val=7)
+    with (folder / "train.csv").open("a") as file:
+        file.write("both same,nowhere,0,2,train,0\n")
+    next((folder / "val").iterdir()).write_bytes(b"not a video")
+    return folder
+
+
+def options(videos, run):
+    """The README's training, two epochs of six iterations of a small network."""
+    return [
+        *("--recipe", "i3d_nl_kinetics", "--recipe", "_video_sample", "--data", str(videos)),
+        *("--run", str(run), "--task.model", "i3d_r18_nl1", "--task.arch.width", "8"),
+        *("--data.batch_size", "4", "--data.workers", "0", "--data.clips", "3"),
+        *("--data.scale", "[34,40]", "--data.test_size", "40", "--data.crops", "3"),
+        *("--trainer.max_epochs", "2", "--task.arch.dropout", "0.5", "--checkpoint_every", "1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(videos, tmp_path_factory):
+    """The run folder of a whole training."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    fit.main(options(videos, folder))
+    return folder
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and "tensorboard" not in path.parts
+    }
+
+
+def test_fit_fills_the_run_folder(videos, run):
+    assert files(run) == RUN_FOLDER
+    assert list((run / "tensorboard").glob("events*"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert {*summary} >= {"clips_per_second", "data_wait", "seconds", "versions"}
+    assert (summary["metric"], summary["epochs"]) == ("val/top1", 2)
+    assert summary["checkpoint"] == str(run / "checkpoints/best.ckpt")
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert [row["step"] for row in rows] == ["6", "12"]
+    assert summary["best"] == max(float(row["val/top1"]) for row in rows)
+    assert Image.open(run / "curves.png").size[0] > 500
+    assert (run / "bad_files.txt").read_text().startswith("nowhere_000000_000002\tmissing\n")
+
+
+def test_a_recipe_of_a_run_repeats_it(run, tmp_path):
+    fit.main(["--recipe", str(run / "recipe.yaml"), "--run", str(tmp_path / "again")])
+    assert_same_end(run, tmp_path / "again")
+
+
+def assert_same_end(run, other):
+    """Weights, optimizer, schedule and table are the same to the bit."""
+    a, b = (
+        torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (run, other)
+    )
+    assert a["global_step"] == b["global_step"] == 12
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
+    times = ("clips_per_second", "data_wait")
+    tables = [list(csv.DictReader((f / "metrics.csv").open())) for f in (run, other)]
+    rows = [[{k: v for k, v in row.items() if k not in times} for row in t] for t in tables]
+    assert rows[0] == rows[1]
+
+
+def test_a_second_run_does_not_overwrite_the_first(videos, run, capsys):
+    with pytest.raises(ValueError, match="already holds a run: --resume auto continues it"):
+        fit.main(options(videos, run))
+
+
+def test_the_same_recipe_trains_without_blocks(videos, tmp_path):
+    argv = [*options(videos, tmp_path / "plain"), "--trainer.limit_train_batches", "1"]
+    argv[argv.index("i3d_r18_nl1")] = "i3d_r18"
+    fit.main([*argv, "--trainer.max_epochs", "1"])
+    model = load_model(tmp_path / "plain/checkpoints/last.ckpt")
+    assert not any("non_local" in name for name, _ in model.named_modules())
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--task.bn", "precise"),
+        ("--task.bn", "frozen"),
+        pytest.param(("--task.compile", "true"), marks=pytest.mark.slow),
+        ("--trainer.precision", "bf16-mixed", "--trainer.accumulate_grad_batches", "2"),
+        ("--trainer.callbacks+", "EMAWeightAveraging", "--trainer.callbacks.decay", "0.5"),
+        ("--task.optimizer", "sgd", "--task.schedule", "steps", "--task.milestones", "[1]"),
+        ("--task.non_local.form", "concatenation", "--task.label_smoothing", "0.1"),
+    ],
+    ids=lambda extra: extra[0].rpartition(".")[2] + "-" + extra[1],
+)
+def test_variants_train_evaluate_and_load(videos, tmp_path, extra):
+    short = ("--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2")
+    fit.main([*options(videos, tmp_path), *short, *extra])
+    checkpoint = str(tmp_path / "checkpoints/last.ckpt")
+    evaluate.main(["--checkpoint", checkpoint])
+    assert 0 <= json.loads((tmp_path / "evaluation.json").read_text())["top1"] <= 1
+    clip = torch.zeros(1, 3, 32, 40, 40, dtype=torch.uint8)
+    assert load_model(checkpoint)(clip).isfinite().all()
+
+
+# -- evaluate and predict -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(run):
+    """evaluation.json and the rows of scores.csv."""
+    evaluate.main(["--checkpoint", str(run / "checkpoints/last.ckpt"), "--run", str(run / "test")])
+    rows = list(csv.DictReader((run / "test/scores.csv").open()))
+    return json.loads((run / "test/evaluation.json").read_text()), rows
+
+
+def test_evaluate_reports_what_it_found(run, report):
+    result, rows = report
+    assert result["views"] == "3 clips x 3 crops"
+    assert (result["videos_expected"], result["videos_found"]) == (7, 7)
+    assert result["videos_unreadable"] == 1
+    assert len(rows) == 7
+    assert sorted(row["views"] for row in rows) == ["0", *["9"] * 6]
+    read = [row for row in rows if row["views"] == "9"]
+    right = [
+        CLASSES[int(row["label"])] == max(CLASSES, key=lambda c: float(row[c])) for row in read
+    ]
+    assert result["top1"] == pytest.approx(sum(right) / 6)
+    assert all(sum(float(row[c]) for c in CLASSES) == pytest.approx(1) for row in read)
+
+
+def test_predict_gives_the_scores_of_evaluate(run, report, capsys):
+    _, rows = report
+    read = {row["video"]: row for row in rows if row["views"] == "9"}
+    folder = str(Path(next(iter(read))).parent)
+    argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--clips", "3", "--crops", "3"]
+    predict.main([*argv, "--json", folder])
+    out = capsys.readouterr()
+    results = json.loads(out.out)
+    assert {result["video"] for result in results} == {*read}
+    for result in results:
+        for one in result["top"]:
+            wanted = float(read[result["video"]][one["class"]])
+            assert one["score"] == pytest.approx(wanted, abs=1e-5)
+        scores = [one["score"] for one in result["top"]]
+        assert scores == sorted(scores, reverse=True)
+    assert len(out.err.splitlines()) == 1  # the damaged file is named, and does not end the list
+
+
+def test_predict_draws_where_a_position_looks(run, report, tmp_path, capsys):
+    video = next(row["video"] for row in report[1] if row["views"] == "9")
+    argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--clips", "1", video]
+    predict.main([*argv, "--look", str(tmp_path / "look.png"), "--at", "5,20,10"])
+    out = capsys.readouterr().out
+    assert any(name in out for name in CLASSES)
+    assert "look.png: where 5,20,10 looks" in out
+    assert Image.open(tmp_path / "look.png").size[0] > 200
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("nowhere.mp4",), "nowhere.mp4: No such file"),
+        (("--at", "1,2,3", "a.mp4"), "--at needs --look"),
+        (("--look", "x.png", "--at", "1,2", "a.mp4"), "expected FRAME,X,Y"),
+        (("--look", "x.png", "a.mp4", "b.mp4"), "--look draws one video, not 2"),
+        (("--clips", "0", "a.mp4"), "clips = 0: expected 1 or more"),
+        (("--jsonn", "a.mp4"), "unknown key 'jsonn'; did you mean json"),
+    ],
+)
+def test_predict_says_what_is_wrong(run, argv, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        program.run(predict.main, ["--checkpoint", str(run / "checkpoints/last.ckpt"), *argv])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_checkpoints_of_others_are_refused(run, tmp_path, capsys):
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="holds no recipe"):
+        evaluate.main(["--checkpoint", str(tmp_path / "other.ckpt")])
+    with pytest.raises(ValueError, match="--checkpoint FILE is missing"):
+        evaluate.main([])
+    argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--task.arch.width", "16"]
+    with pytest.raises(ValueError, match=r"another architecture: .*file \(.*model \("):
+        evaluate.main([*argv, "--run", str(tmp_path)])
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+# -- nothing lost ---------------------------------------------------------------------------
+
+
+def start(module, argv):
+    command = [sys.executable, "-m", f"nlzoo.{module}", *argv]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process, checkpoint, step):
+    """Until a checkpoint of this iteration or a later one is there."""
+    while process.poll() is None:
+        if checkpoint.exists():
+            reached = torch.load(checkpoint, weights_only=True)["global_step"]
+            if reached >= step:
+                return reached
+        time.sleep(0.01)
+    raise AssertionError(f"ended before iteration {step}: {process.stderr.read()}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 5, 8, 10])
+def test_killed_runs_resume_to_the_same_weights(videos, run, tmp_path, step):
+    folder = tmp_path / "killed"
+    process = start("fit", options(videos, folder))
+    reached = wait_for_step(process, folder / "checkpoints/last.ckpt", step)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert reached < 12
+    assert not (folder / "summary.json").exists()
+    fit.main([*options(videos, folder), "--resume", "auto"])
+    assert_same_end(run, folder)
+    assert files(folder) >= RUN_FOLDER
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(videos, tmp_path):
+    process = start("fit", options(videos, tmp_path))
+    wait_for_step(process, tmp_path / "checkpoints/last.ckpt", 2)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.splitlines()[-1].endswith(f"--run {tmp_path} --resume auto continues")
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(run, tmp_path):
+    """7 videos x 3 clips: an odd number, so that the last round repeats one."""
+    argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--data.batch_size", "1"]
+    evaluate.main([*argv, "--run", str(tmp_path / "one")])
+    ddp = ("--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_false")
+    process = start("evaluate", [*argv, "--run", str(tmp_path / "two"), *ddp])
+    assert process.wait() == 0, process.stderr.read()
+    one, two = (json.loads((tmp_path / n / "evaluation.json").read_text()) for n in ("one", "two"))
+    assert one == two
+    scores = [(tmp_path / n / "scores.csv").read_text() for n in ("one", "two")]
+    assert scores[0] == scores[1]
