@@ -1,16 +1,18 @@
-"""`nlzoo fit|evaluate|predict`: the programs as subcommands."""
+"""`nlzoo fit|evaluate|predict|prepare`: the programs as subcommands."""
 
+import importlib
 import runpy
 import sys
+from collections.abc import Sequence
 
-from nlzoo.program import nearest
+from nlzoo.program import make_parser, nearest, run
 from nlzoo.version import __version__
 
 PROGRAMS = {
-    "fit": "train a recipe",
-    "evaluate": "test a checkpoint",
-    "predict": "name what happens in videos, show where a position looks",
-    "prepare": "re-encode a video set for fast reading",
+    "fit": ("nlzoo.fit", "train a recipe"),
+    "evaluate": ("nlzoo.evaluate", "test a checkpoint"),
+    "predict": ("nlzoo.predict", "name what happens in videos, show where a position looks"),
+    "prepare": ("nlzoo.data.prepare", "re-encode a video set for fast reading"),
 }
 
 
@@ -18,22 +20,37 @@ def main() -> None:
     """Hand over to the program named by the first argument."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in PROGRAMS:
-        module = f"nlzoo.data.{name}" if name == "prepare" else f"nlzoo.{name}"
         sys.argv = [f"nlzoo {name}", *sys.argv[2:]]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        runpy.run_module(PROGRAMS[name][0], run_name="__main__", alter_sys=True)
     elif name in ("--version", "-V"):
         sys.stdout.write(f"nlzoo {__version__}\n")
     elif name in ("--help", "-h"):
-        lines = "\n".join(f"  {key:<9} {text}" for key, text in PROGRAMS.items())
+        lines = "\n".join(f"  {key:<9} {text}" for key, (_, text) in PROGRAMS.items())
         sys.stdout.write(
-            f"usage: nlzoo PROGRAM [options]\n\n{lines}\n\nnlzoo PROGRAM --help says more.\n"
+            f"usage: nlzoo PROGRAM [options]\n\n{lines}\n\nnlzoo PROGRAM --help says more; "
+            "nlzoo --print_completion shtab-bash|shtab-zsh completes it all.\n"
         )
     else:
-        close = nearest(name, list(PROGRAMS))
-        sys.stderr.write(
-            f"nlzoo: unknown program {name!r}{close}; there are {', '.join(PROGRAMS)}\n"
-        )
-        sys.exit(2)
+        run(complete if name.startswith("--print_completion") else refuse)
+
+
+def refuse(argv: Sequence[str]) -> None:
+    """Say which programs there are."""
+    close = nearest(argv[0], list(PROGRAMS))
+    raise ValueError(f"unknown program {argv[0]!r}{close}; there are {', '.join(PROGRAMS)}")
+
+
+def complete(argv: Sequence[str]) -> None:
+    """Print a completion script of all programs."""
+    from nlzoo.cli import shorten_help
+
+    parser = make_parser("nlzoo", "")
+    programs = parser.add_subcommands()
+    for name, (module, _) in PROGRAMS.items():
+        made = importlib.import_module(module).parser()
+        shorten_help(made)
+        programs.add_subcommand(name, made)
+    parser.parse_args(list(argv))
 
 
 if __name__ == "__main__":

@@ -99,15 +99,15 @@ def recipe_parser(prog: str = "", description: str = "", main: str = "") -> Argu
     return made
 
 
-def _shorten_help(parser: ArgumentParser) -> None:
+def shorten_help(parser: ArgumentParser) -> None:
     """Of the Trainer's 40 keys show four; all work. (`dump` would leave out hidden ones.)"""
     for action in parser._actions:
         if action.dest.partition(".")[0] in ("task", "data", "trainer"):
-            action.help = SHOWN.get(action.dest, argparse.SUPPRESS)
-            action.metavar = "VALUE"
+            action.help, action.metavar = SHOWN.get(action.dest, argparse.SUPPRESS), "VALUE"
         elif action.dest == "print_config":
             action.help = "print the effective recipe"
-    for group, title in zip(parser._action_groups[2:], ("task", "data", "trainer"), strict=True):
+    parser._actions = [a for a in parser._actions if a.help is not argparse.SUPPRESS]
+    for group, title in zip(parser._action_groups[2:], ("task", "data", "trainer"), strict=False):
         group.title, group.description = title, None
 
 
@@ -130,7 +130,7 @@ def parse(
         merged = merge(merged, read_recipe(SAMPLE))
         merged = merge(merged, {"data": {"init_args": {"path": str(make_sample())}}})
     if asks_for_help(rest):
-        _shorten_help(parser)
+        shorten_help(parser)
     elif not merged:
         raise ValueError(f"no recipe: --recipe NAME, one of {', '.join(recipe_names())}")
     given = ["--recipe", json.dumps(merged), *rest] if merged else rest

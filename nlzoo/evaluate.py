@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -21,14 +22,11 @@ from nlzoo.weights.load import check_fits, read_checkpoint
 
 def main(argv: Sequence[str]) -> None:
     """Load the checkpoint's recipe, test every view of every video, write the report."""
-    about = "Test a checkpoint on the views of its recipe, 10 clips x 3 crops by default."
-    parser = recipe_parser("python -m nlzoo.evaluate", about, "--checkpoint FILE")
-    parser.add_argument("--checkpoint", required=True, help="it carries its recipe")
     if asks_for_help(argv):
-        parse(argv, parser)
+        parse(argv, parser())
     checkpoint = find_checkpoint(argv)
     stored = read_checkpoint(checkpoint)
-    config = parse(argv, parser, base=stored_recipe(stored, checkpoint))
+    config = parse(argv, parser(), base=stored_recipe(stored, checkpoint))
     config.run = config.run or str(run_folder(checkpoint))
     config.task.init_args.pretrained = ""
     config.trainer.logger = False
@@ -39,6 +37,14 @@ def main(argv: Sequence[str]) -> None:
     trainer.test(task, data, verbose=False)
     if trainer.is_global_zero:
         report(checkpoint, task, data, trainer)
+
+
+def parser() -> ArgumentParser:
+    """Every key of a recipe, and --checkpoint."""
+    about = "Test a checkpoint on the views of its recipe, 10 clips x 3 crops by default."
+    made = recipe_parser("python -m nlzoo.evaluate", about, "--checkpoint FILE")
+    made.add_argument("--checkpoint", required=True, help="it carries its recipe")
+    return made
 
 
 def find_checkpoint(argv: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningModule
 
 from nlzoo.cli import build, parse, recipe_parser
@@ -14,9 +14,7 @@ from nlzoo.weights.load import check_fits, read_checkpoint
 
 def main(argv: Sequence[str]) -> None:
     """Parse, build, train."""
-    parser = recipe_parser("python -m nlzoo.fit", "Train a recipe.", "--recipe NAME|FILE")
-    parser.add_argument("--resume", default="", help="a checkpoint; auto: the newest of the run")
-    config = parse(argv, parser)
+    config = parse(argv, parser())
     resume = find_resume(config)
     task, data, trainer = build(config)
     if resume:
@@ -30,6 +28,13 @@ def main(argv: Sequence[str]) -> None:
         )
         sys.stderr.write(f"nlzoo: interrupted; {again}\n")
         sys.exit(130)
+
+
+def parser() -> ArgumentParser:
+    """Every key of a recipe, and --resume."""
+    made = recipe_parser("python -m nlzoo.fit", "Train a recipe.", "--recipe NAME|FILE")
+    made.add_argument("--resume", default="", help="a checkpoint; auto: the newest of the run")
+    return made
 
 
 def find_resume(config: Namespace) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
@@ -41,17 +41,22 @@ def main(argv: Sequence[str]) -> None:
         show(results)
 
 
+def parser() -> ArgumentParser:
+    """What to watch, how, and what to make of it."""
+    made = make_parser("python -m nlzoo.predict", "Name what happens in videos.")
+    made.add_argument("videos", nargs="+", help="files, or folders of them or of frames")
+    made.add_argument("--checkpoint", required=True, help="a checkpoint of nlzoo.fit")
+    made.add_argument("--clips", type=int, default=10, help="evenly spread clips a video")
+    made.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
+    made.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    made.add_argument("--look", default="", help="picture to draw: where a position looks")
+    made.add_argument("--at", default="", help="the position in the video: FRAME,X,Y")
+    return made
+
+
 def parse(argv: Sequence[str]) -> Namespace:
     """The options, with the videos of folders in their place."""
-    parser = make_parser("python -m nlzoo.predict", "Name what happens in videos.")
-    parser.add_argument("videos", nargs="+", help="files, or folders of them or of frames")
-    parser.add_argument("--checkpoint", required=True, help="a checkpoint of nlzoo.fit")
-    parser.add_argument("--clips", type=int, default=10, help="evenly spread clips a video")
-    parser.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    parser.add_argument("--look", default="", help="picture to draw: where a position looks")
-    parser.add_argument("--at", default="", help="the position in the video: FRAME,X,Y")
-    options = parse_options(parser, argv)
+    options = parse_options(parser(), argv)
     options.at = position(options.at)
     given = [Path(video) for video in options.videos]
     found = (sorted(find_videos(p, top=False)) if p.is_dir() else [str(p)] for p in given)

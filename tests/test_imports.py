@@ -41,7 +41,7 @@ OTHERS = {
     "torchvision": {"detection"},
     "av": {"data.decode", "data.prepare"},
     "torchcodec": {"data.decode"},
-    "jsonargparse": {"program", "cli", "fit", "evaluate", "predict"},
+    "jsonargparse": {"program", "cli", "fit", "evaluate", "predict", "data.prepare"},
     "onnx": set(),
     "onnxruntime": set(),
     "tensorrt": set(),

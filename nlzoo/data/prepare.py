@@ -17,6 +17,7 @@ from typing import Any
 
 import av
 import numpy as np
+from jsonargparse import ArgumentParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nlzoo.data.decode import VIDEO_SUFFIXES, UnreadableVideo, VideoFile, encode
@@ -133,16 +134,21 @@ def copy_lists(source: Path, dest: Path) -> None:
             write_whole(dest / file.relative_to(source), text)
 
 
+def parser() -> ArgumentParser:
+    """From where to where, and how."""
+    made = make_parser("python -m nlzoo.data.prepare", "Re-encode a video set for fast reading.")
+    made.add_argument("source", type=Path, help="folder with videos and lists")
+    made.add_argument("dest", type=Path, help="folder to write; run again to go on")
+    made.add_argument("--size", type=int, default=256, help="short side, pixels")
+    made.add_argument("--crf", type=int, default=23, help="quality of x264, 0 (best) to 51")
+    made.add_argument("--gop", type=int, default=30, help="frames from key frame to key frame")
+    made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    return made
+
+
 def main(argv: Sequence[str]) -> None:
     """Exit code 1 where files are damaged: see DEST/bad_files.txt."""
-    parser = make_parser("python -m nlzoo.data.prepare", "Re-encode a video set for fast reading.")
-    parser.add_argument("source", type=Path, help="folder with videos and lists")
-    parser.add_argument("dest", type=Path, help="folder to write; run again to go on")
-    parser.add_argument("--size", type=int, default=256, help="short side, pixels")
-    parser.add_argument("--crf", type=int, default=23, help="quality of x264, 0 (best) to 51")
-    parser.add_argument("--gop", type=int, default=30, help="frames from key frame to key frame")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    given = parse_options(parser, argv)
+    given = parse_options(parser(), argv)
     if min(given.size, given.gop, given.workers) < 1 or not 0 <= given.crf <= 51:
         raise ValueError("--size, --gop and --workers start at 1; --crf is 0 to 51")
     try:
