@@ -22,7 +22,16 @@ from pytorchvideo.layers.nonlocal_net import create_nonlocal
 from timm.layers import NonLocalAttn
 from torch import Tensor, nn
 
-from benchmarks.measure import interleaved, machine, median, peak_bytes, ratio, table, write_json
+from benchmarks.measure import (
+    describe,
+    interleaved,
+    machine,
+    median,
+    peak_bytes,
+    ratio,
+    table,
+    write_json,
+)
 from nlzoo import NonLocalBlock, ops
 
 SHAPE = (1, 512, 16, 28, 28)
@@ -224,8 +233,7 @@ def bar(what: str, wanted: float, got: float, holds: bool) -> dict[str, Any]:
 def render(path: Path) -> str:
     """Write the Markdown table and the growth plot beside the JSON file; return the table."""
     results = json.loads(path.read_text())
-    facts = results["machine"]
-    head = ", ".join(str(facts.get(k, "")) for k in ("gpu", "cpu", "cores", "torch", "date"))
+    head = describe(results["machine"])
     parts = [
         f"One block at {SHAPE}, {results['setting']}; {head}. x: times as fast as"
         " pytorchvideo's dot product.",

@@ -27,7 +27,7 @@ import torchvision.transforms._functional_tensor as functional_tensor
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from benchmarks.measure import interleaved, machine, median, ratio, table, write_json
+from benchmarks.measure import describe, interleaved, machine, median, ratio, table, write_json
 from nlzoo.data.clips import generator, train_clip
 from nlzoo.data.decode import Video, open_video, probe
 from nlzoo.data.layouts import Files
@@ -144,7 +144,7 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
 def render() -> str:
     """Write the Markdown table beside the JSON file; return it."""
     results = json.loads(RESULTS.read_text())
-    facts = ", ".join(str(results["machine"][k]) for k in ("cpu", "cores", "torch", "date"))
+    facts = describe(results["machine"])
     columns = [column for column in results["rows"][0] if column != "seconds"]
     text = f"One loader worker, {FRAMES} frames with stride {STRIDE}; {facts}.\n\n"
     text += table(results["rows"], columns) + "\n"

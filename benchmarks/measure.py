@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from nlzoo.files import write_whole
+
 
 def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call: one warm-up of all, then A B C, A B C, ... so that noise meets all."""
@@ -80,13 +82,15 @@ def machine() -> dict[str, Any]:
     return facts
 
 
+def describe(facts: Mapping[str, Any]) -> str:
+    """The same in a few words."""
+    where = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores"
+    return f"{where}, torch {facts['torch'].partition('+')[0]}, {facts['date']}"
+
+
 def write_json(path: Path | str, results: Any) -> None:
     """Indented JSON, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(results, indent=1) + "\n")
-    part.replace(path)
+    write_whole(path, json.dumps(results, indent=1) + "\n")
 
 
 def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:

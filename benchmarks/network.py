@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import nlzoo
-from benchmarks.measure import interleaved, machine, median, ratio, table, write_json
+from benchmarks.measure import describe, interleaved, machine, median, ratio, table, write_json
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -59,7 +59,8 @@ def main() -> None:
     }
     name = "network" if options.device == "cpu" else f"network_{options.device}_{options.dtype}"
     write_json(RESULTS / f"{name}.json", results)
-    rendered = table(rows, COLUMNS)
+    head = f"NL I3D R50, {options.frames} x 224 x 224, batch {options.batch}, {options.dtype}"
+    rendered = f"{head}; {describe(results['machine'])}.\n\n{table(rows, COLUMNS)}"
     (RESULTS / f"{name}.md").write_text(rendered + "\n")
     print(rendered, f"relative error {error:.1e}", sep="\n")
 

@@ -27,7 +27,8 @@ def train(model: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = COMMAND.format(seed=seed, model=model).replace("python", sys.executable, 1)
         subprocess.run([*command.split(), "--run", f"{folder}/run"], check=True)
-        return json.loads((Path(folder) / "run" / "summary.json").read_text())
+        summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
+    return {key: summary[key] for key in ("metric", "best", "epochs", "seconds", "versions")}
 
 
 def table(result: dict[str, Any]) -> str:

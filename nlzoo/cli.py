@@ -163,6 +163,7 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
     for name in ("lightning.pytorch", "lightning.fabric"):  # advice; the run folder says more
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
+    warnings.filterwarnings("ignore", "The number of training batches")  # below log_every_n_steps
     seed_everything(config.seed, verbose=False)
     run = Path(config.run)
     data = _instance(config.data, bad_files=str(run / "bad_files.txt"), seed=config.seed)
