@@ -5,12 +5,13 @@ from itertools import islice
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from nlzoo.data.decode import read_frames, write_video
 from nlzoo.data.kinetics import Kinetics
-from nlzoo.data.loading import TRIES, collate
+from nlzoo.data.loading import TRIES, Note, collate
 from nlzoo.data.transforms import resize_short
 
 FRAMES, STRIDE, SIDE = 4, 2, 16
@@ -72,6 +73,24 @@ def test_what_a_module_knows(videos):
     assert (data.preprocessing.frames, data.preprocessing.stride) == (FRAMES, STRIDE)
     assert data.preprocessing.test_crop == SIDE
     assert data.videos("test") == data.videos("val")
+
+
+@pytest.mark.parametrize(
+    ("argument", "classes"), [("kinetics400", "kinetics400"), ("[b, a]", ["b", "a"])]
+)
+def test_classes_are_a_word_or_a_list(tmp_path, argument, classes):
+    parser = ArgumentParser()
+    parser.add_class_arguments(Kinetics, "data")
+    (tmp_path / "recipe.yaml").write_text(f"data:\n  path: p\n  classes: {argument}\n")
+    assert parser.parse_path(tmp_path / "recipe.yaml").data.classes == classes
+    if isinstance(classes, str):
+        given = parser.parse_args(["--data.path=p", f"--data.classes={argument}"])
+        assert given.data.classes == classes
+
+
+def test_classes_by_name(videos):
+    data = module(videos, classes=["b", "a"])
+    assert data.preprocessing.classes == ("b", "a")
 
 
 def test_batches_have_the_promised_shapes(videos):
@@ -164,7 +183,8 @@ def test_unreadable_training_videos_are_replaced_and_named(damaged, tmp_path):
     assert {p[-6:-4] for p in data.unreadable} == {"03", "08"}
     lines = bad.read_text().splitlines()
     assert len(lines) == 2
-    assert all("03.mp4\t" in line or "08.mp4\t" in line for line in lines)
+    assert all("03.mp4\tunreadable: " in line or "08.mp4\tunreadable: " in line for line in lines)
+    assert all(line.count(".mp4") == 1 for line in lines)
     assert same(batches(data.train_dataloader()), batches(data.train_dataloader()))
     again = module(damaged, bad_share=0.1, bad_files=str(bad), batch_size=2)
     for batch in batches(again.train_dataloader(), 1):
@@ -180,6 +200,34 @@ def test_too_many_unreadable_videos_stop_training(damaged):
     data.on_before_batch_transfer((*tensors, notes[:1]), 0)  # the same file again
     with pytest.raises(RuntimeError, match=r"2 of 22 training videos cannot be read.*0\.05"):
         data.on_before_batch_transfer((*tensors, notes), 0)
+
+
+def test_unreadable_videos_of_all_processes_are_listed_once_and_counted(damaged, tmp_path):
+    bad = tmp_path / "bad_files.txt"
+    ranks = [module(damaged, bad_share=0.05, bad_files=str(bad)) for _ in range(3)]
+    one, two = (p for p in ranks[0].videos("train") if p[-6:-4] in ("03", "08"))
+    val = ranks[0].videos("val")[3]
+    notes = [Note(path, f"{path}: empty", used=False) for path in (one, two, val)]
+    tensors = (torch.zeros(1),) * 3
+    for rank in ranks:
+        rank.on_before_batch_transfer((*tensors, [notes[0], notes[2]]), 0)
+    assert bad.read_text() == f"{one}\tunreadable: empty\n{val}\tunreadable: empty\n"
+    tail = ranks[0].videos("train")[0]
+    for rank in ranks:
+        rank.on_before_batch_transfer((*tensors, [Note(tail, "2 of 6 are good", used=True)]), 0)
+    assert bad.read_text().endswith(f"\n{tail}\tdamaged: 2 of 6 are good\n")
+    late = module(damaged, bad_share=0.05, bad_files=str(bad))
+    with pytest.raises(RuntimeError, match=rf"2 of 22 training videos.*the last: {two}: empty"):
+        late.on_before_batch_transfer((*tensors, [notes[1]]), 0)
+    assert bad.read_text().count("\n") == 4
+
+
+def test_a_folder_of_frames_is_named_once(videos, tmp_path):
+    data = module(videos, bad_files=str(tmp_path / "bad.txt"))
+    note = Note("set/v", "set/v/3.jpg: cannot identify image file 'set/v/3.jpg'", used=False)
+    data.on_before_batch_transfer((*(torch.zeros(1),) * 3, [note]), 0)
+    text = (tmp_path / "bad.txt").read_text()
+    assert text == "set/v\tunreadable: 3.jpg: cannot identify image file '3.jpg'\n"
 
 
 def test_evaluation_never_replaces(damaged):

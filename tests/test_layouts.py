@@ -165,6 +165,13 @@ def test_class_folders_and_folders_of_frames(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("folders", [["2019", "2020"], ["2", "10"], ["0", "1", "2", "10"]])
+def test_folders_named_by_numbers_are_names(tmp_path, folders):
+    pairs, names, _ = split_of(tree(tmp_path, *(f"train/{name}/v.mp4" for name in folders)))
+    assert names == folders
+    assert dict(pairs) == {f"train/{name}/v.mp4": i for i, name in enumerate(folders)}
+
+
 def test_lists_of_folders_of_frames(tmp_path):
     root = tree(tmp_path, "frames/v 1/0001.jpg", "frames/v 1/0002.jpg", train__txt="frames/v 1 3\n")
     assert split_of(root)[0] == [("frames/v 1", 3)]
@@ -194,6 +201,28 @@ def test_class_list_of_another_length_than_the_one_beside_the_videos(tmp_path):
     root = tree(tmp_path, "v.mp4", train__txt="v.mp4 0\n", classes__txt="a\nb\n")
     with pytest.raises(ValueError, match=r"kinetics600 has 600 classes, .*classes\.txt has 2"):
         split_of(root, classes="kinetics600")
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_class_list_of_another_order_or_spelling_than_the_one_beside_the_videos(tmp_path, as_file):
+    root = tree(tmp_path, "v.mp4", train__txt="v.mp4 0\n", classes__txt="a_b\nc\nd\n")
+
+    def classes(*names):
+        return str(tree(tmp_path, mine__txt="\n".join(names)) / "mine.txt") if as_file else names
+
+    assert split_of(root, classes=classes("A b", "c", "d"))[1] == ["A b", "c", "d"]
+    given = r"mine\.txt" if as_file else r"data\.classes"
+    for names in (("a b", "d", "c"), ("a b", "d", "e")):
+        with pytest.raises(ValueError, match=rf"class 1 is 'd' in .*{given}, but 'c' in .*classes"):
+            split_of(root, classes=classes(*names))
+
+
+def test_class_names_given_as_they_are(tmp_path):
+    root = tree(tmp_path, "v.mp4", train__txt="v.mp4 zumba\n")
+    for names in (["a", "zumba"], ("a", "zumba")):
+        assert split_of(root, classes=names) == ([("v.mp4", 1)], ["a", "zumba"], [])
+    with pytest.raises(ValueError, match=r"data\.classes: 'a' is there twice"):
+        split_of(root, classes=["a", "A", "zumba"])
 
 
 def test_binary_list_and_missing_things(tmp_path):

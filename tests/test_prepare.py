@@ -1,4 +1,5 @@
 import os
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import av
@@ -12,7 +13,8 @@ from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.transforms import resize_short
 
 SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
-TURNED = SHARED / "data" / "video_clips" / "decord_video_90.mov"
+CLIPS = SHARED / "data" / "video_clips"
+TURNED = CLIPS / "decord_video_90.mov"
 
 
 def film(frames=40, height=48, width=64):
@@ -102,6 +104,52 @@ def test_turned_videos_are_written_upright(tmp_path):
     assert (after.permute(0, 3, 1, 2)[..., : small.shape[-2], :].float() - small).abs().mean() < 6
 
 
+def assert_same_colours(source, folder, within=1):
+    assert prepare.prepare_video(source, folder / "o.mp4", prepare.Encoding(720, crf=1)) == ""
+    before, after = (read_frames(path, range(3)).float() for path in (source, folder / "o.mp4"))
+    assert (after - before).abs().mean() < within
+
+
+@pytest.mark.parametrize("name", ["bt601_full_range", "bt601_limited_range", "bt709_full_range"])
+def test_colours_stay(tmp_path, name):
+    path = CLIPS / f"{name}.mp4"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    assert_same_colours(path, tmp_path)
+
+
+@pytest.mark.parametrize("matrix", [1, 6, 9])  # BT.709, BT.601, BT.2020
+@pytest.mark.parametrize("range_", [1, 2])  # limited, full
+def test_colours_of_any_tags_stay(tmp_path, matrix, range_):
+    ramp = torch.arange(0, 256, 4).expand(48, 64)
+    picture = torch.stack([ramp, ramp.flip(1), torch.full_like(ramp, 90)], -1).byte()
+    with av.open(str(tmp_path / "in.mp4"), "w") as file:
+        stream = file.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix, range_
+        for i in range(3):
+            frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_color_range=range_)
+            frame.pts = i
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    assert_same_colours(tmp_path / "in.mp4", tmp_path)
+
+
+def test_pictures_of_rgb_are_not_tagged_as_rgb(tmp_path):
+    with av.open(str(tmp_path / "in.mov"), "w") as file:
+        stream = file.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        for i, picture in enumerate(film(3)):
+            frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgb24")
+            frame.pts = i
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    assert_same_colours(tmp_path / "in.mov", tmp_path, within=2)  # halved chroma
+    with av.open(str(tmp_path / "o.mp4")) as file:
+        assert file.streams.video[0].codec_context.colorspace == 2  # unspecified
+
+
 def test_lists_follow_their_videos(tmp_path):
     raw, fast = tmp_path / "raw", tmp_path / "fast"
     (raw / "annotations").mkdir(parents=True)
@@ -130,14 +178,59 @@ def test_bad_arguments_end_in_one_line_and_code_2(source, tmp_path, capsys):
     assert not (tmp_path / "fast").exists()
 
 
-def test_damaged_tail_gives_its_good_frames(tmp_path):
-    write_video(tmp_path / "whole.mp4", film(), 10)
-    data = bytearray((tmp_path / "whole.mp4").read_bytes())
-    with av.open(str(tmp_path / "whole.mp4")) as file:
+def damage_tail(path):
+    """Frame 25 and what follows it."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as file:
         packets = [(p.pos, p.size) for p in file.demux(video=0) if p.size]
     start, size = packets[25]
     data[start : start + size] = b"\xff" * size
-    (tmp_path / "bad.mp4").write_bytes(data)
+    path.write_bytes(data)
+
+
+def test_damage_is_remembered_until_its_source_is_done_again(source, tmp_path, monkeypatch):
+    dest, tail, empty = tmp_path / "fast", source / "train/b/two.mp4", source / "val/a/empty.mp4"
+    damage_tail(tail)
+    empty.touch()
+    assert run(source, dest, "--size", 24) == 1
+    text = (dest / "bad_files.txt").read_text()
+    assert [line.partition("\t")[0] for line in text.splitlines()] == [str(tail), str(empty)]
+    monkeypatch.chdir(tmp_path)
+    assert run("raw", dest, "--size", 24) == 1  # the same set by another name
+    assert (dest / "bad_files.txt").read_text() == text
+    write_video(empty, film(), 10)
+    assert run(source, dest, "--size", 24) == 1
+    assert (dest / "bad_files.txt").read_text() == text.splitlines(keepends=True)[0]
+    write_video(tail, film(), 10)
+    (dest / "train/b/two.mp4").unlink()
+    assert run(source, dest, "--size", 24) == 0
+    assert not (dest / "bad_files.txt").exists()
+
+
+def test_finished_targets_are_no_jobs(source, tmp_path, monkeypatch):
+    assert run(source, tmp_path / "fast", "--size", 24) == 0
+    (tmp_path / "fast/val/a/three.mp4").unlink()
+    jobs = []
+    monkeypatch.setattr(prepare, "_run", lambda todo, *_: jobs.extend(todo.values()))
+    assert run(source, tmp_path / "fast", "--size", 24) == 0
+    assert jobs == [source / "val/a/three.mp4"]
+
+
+def test_damage_is_written_when_interrupted(source, tmp_path, monkeypatch):
+    def interrupted(running):
+        yield next(as_completed(running))
+        raise KeyboardInterrupt
+
+    damage_tail(source / "train/a/one.mp4")
+    monkeypatch.setattr(prepare, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(source, tmp_path / "fast", prepare.Encoding(24), 1)
+    assert str(source / "train/a/one.mp4") in (tmp_path / "fast/bad_files.txt").read_text()
+
+
+def test_damaged_tail_gives_its_good_frames(tmp_path):
+    write_video(tmp_path / "bad.mp4", film(), 10)
+    damage_tail(tmp_path / "bad.mp4")
     reason = prepare.prepare_video(tmp_path / "bad.mp4", tmp_path / "o.mp4", prepare.Encoding())
     assert "Invalid data" in reason
     with open_video(tmp_path / "o.mp4") as video:

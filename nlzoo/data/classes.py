@@ -21,30 +21,41 @@ class Split:
     missing: tuple[str, ...]
 
 
-def read_classes(root: Path, classes: str, rows: Sequence[Row]) -> list[str]:
+def read_classes(root: Path, classes: str | Sequence[str], rows: Sequence[Row]) -> list[str]:
     """Class names in the order of their indices.
 
-    `classes` is the name of a built-in list or a file of one name a line; where it is empty,
-    ROOT/classes.txt, or else the names that `rows` have, sorted.
+    `classes` is the name of a built-in list, a file of one name a line, or the names; where it is
+    empty, ROOT/classes.txt, or else the names that `rows` have, sorted (numbers by value).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a list without names, with the same name twice, or of another length than
-            classes.txt.
+        ValueError: a list without names, with the same name twice, or other than classes.txt.
     """
     own = root / "classes.txt"
     beside = _class_file(own) if own.is_file() else []
     if classes:
-        names = _named_list(root, classes)
-        if beside and len(beside) != len(names):
-            raise ValueError(f"{classes} has {len(names)} classes, {own} has {len(beside)}")
+        given = classes if isinstance(classes, str) else "data.classes"
+        names = _named_list(root, classes) if isinstance(classes, str) else _checked(classes, given)
+        if beside:
+            _check_same(given, names, own, beside)
         return names
     if beside:
         return beside
     labels = {row.label for row in rows}
     if all(label.isdecimal() for label in labels):
-        return [str(i) for i in range(max(map(int, labels)) + 1)]
+        if any(row.listed for row in rows):
+            return [str(i) for i in range(max(map(int, labels)) + 1)]
+        return sorted(labels, key=lambda label: (int(label), label))
     return sorted({plain(label): label.strip('"') for label in sorted(labels)}.values())
+
+
+def _check_same(given: str, names: Sequence[str], own: Path, beside: Sequence[str]) -> None:
+    """Numbers in lists would mean other classes."""
+    if len(beside) != len(names):
+        raise ValueError(f"{given} has {len(names)} classes, {own} has {len(beside)}")
+    for i, (name, other) in enumerate(zip(names, beside, strict=True)):
+        if plain(name) != plain(other):
+            raise ValueError(f"class {i} is {name!r} in {given}, but {other!r} in {own}")
 
 
 def _named_list(root: Path, classes: str) -> list[str]:
@@ -59,11 +70,14 @@ def _named_list(root: Path, classes: str) -> list[str]:
 
 def _class_file(file: Path) -> list[str]:
     names = [line.strip().strip('"') for line in file.read_text("utf-8-sig").splitlines()]
-    names = [name for name in names if name]
+    return _checked([name for name in names if name], file)
+
+
+def _checked(names: Sequence[str], where: str | Path) -> list[str]:
     twice = [name for name, n in _counts(names).items() if n > 1]
     if not names or twice:
-        raise ValueError(f"{file}: {f'{twice[0]!r} is there twice' if twice else 'no class name'}")
-    return names
+        raise ValueError(f"{where}: {f'{twice[0]!r} is there twice' if twice else 'no class name'}")
+    return list(names)
 
 
 def _counts(names: Sequence[str]) -> dict[str, int]:

@@ -46,6 +46,7 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png"])
 SKIPPING = frozenset(["h264", "hevc"])  # decoders that can leave out a frame nobody refers to
 KEPT_BYTES = 64 << 20  # packets of larger files are read again rather than kept
+COLOUR_TAGS = "colorspace", "color_range", "color_primaries", "color_trc"
 
 
 class UnreadableVideo(ValueError):  # noqa: N818
@@ -351,7 +352,10 @@ def encode(
     gop: int,
     preset: str = "veryfast",
 ) -> None:
-    """Encode frames for fast reading: H.264 without B-frames and audio, scaled to `size` (w, h)."""
+    """Encode frames for fast reading: H.264 without B-frames and audio, scaled to `size` (w, h).
+
+    The colour matrix and range of the first frame become those of the file.
+    """
     with whole_file(path) as part, av.open(str(part), "w", format="mp4") as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate)
@@ -370,5 +374,8 @@ def encode(
         for i, frame in enumerate(frames):
             image = scale.reformat(frame, *size, format="yuv420p", threads=1)
             image.pts, image.time_base = i, 1 / rate
+            for tag in COLOUR_TAGS if i == 0 else ():
+                if value := getattr(image, tag, 0):  # 0: RGB or unknown; PyAV 14 has two of them
+                    setattr(stream.codec_context, tag, value)
             container.mux(stream.encode(image))
         container.mux(stream.encode(None))

@@ -35,7 +35,7 @@ class Kinetics(LightningDataModule):
         train: str = "train",
         val: str = "val",
         test: str = "",
-        classes: str = "",
+        classes: str | list[str] = "",
         frames: int = 32,
         stride: int = 2,
         fps: float = 0.0,
@@ -60,8 +60,8 @@ class Kinetics(LightningDataModule):
                 list or folder.
             val: the same for validation (also validate, validation).
             test: the same for testing; empty: the validation split.
-            classes: kinetics400, kinetics600, kinetics700 or a file of one name a line; empty:
-                classes.txt of the folder, else the names that occur, sorted.
+            classes: kinetics400, kinetics600, kinetics700, a file of one name a line, or the
+                names; empty: classes.txt of the folder, else the names that occur, sorted.
             frames: of one clip.
             stride: source frames from one to the next.
             fps: sample by time: stride counts frames at this rate; 0: by frame.
@@ -80,8 +80,8 @@ class Kinetics(LightningDataModule):
 
         Raises:
             FileNotFoundError: no such folder, list or class list.
-            ValueError: an empty list, no labels, a label outside the classes, a crop that does
-                not fit, or a number below 1.
+            ValueError: an empty list, no labels, a label outside the classes, classes other than
+                those of classes.txt, a crop that does not fit, or a number below 1.
         """
         super().__init__()
         _check_positive(frames=frames, stride=stride, clips=clips, batch_size=batch_size)
@@ -95,7 +95,7 @@ class Kinetics(LightningDataModule):
         self._workers, self._bad_share = workers, bad_share
         self._bad_files = Path(bad_files) if bad_files else None
         self.unreadable: dict[str, str] = {}
-        self._noted: set[str] = set()
+        self._listed: dict[str, str] = {}  # lines of bad_files, of every process
         self._read(path, {"train": train, "val": val, "test": test or val}, classes)
         self.preprocessing = Preprocessing(
             frames=frames,
@@ -107,7 +107,7 @@ class Kinetics(LightningDataModule):
             classes=tuple(self.classes),
         )
 
-    def _read(self, path: str, names: dict[str, str], classes: str) -> None:
+    def _read(self, path: str, names: dict[str, str], classes: str | list[str]) -> None:
         files = Files(Path(path))
         rows = {split: read_rows(files, name) for split, name in names.items()}
         there = {split: some for split, some in rows.items() if some is not None}
@@ -143,9 +143,9 @@ class Kinetics(LightningDataModule):
         """Check that the splits of this stage are there; name missing files. For Lightning."""
         stages = {"fit": ("train", "val"), "validate": ("val",)}
         for split in stages.get(stage, ("test",)):
-            for name in self._split(split).missing:
-                if self.trainer is None or self.trainer.is_global_zero:
-                    self._write_note(name, "missing")
+            missing = dict.fromkeys(self._split(split).missing, "missing")
+            if self.trainer is None or self.trainer.is_global_zero:
+                self._list(missing)
         world = self.trainer.world_size if self.trainer else 1
         if stage == "fit" and self.found["train"] < world * self.batch_size:
             raise ValueError(
@@ -192,30 +192,35 @@ class Kinetics(LightningDataModule):
         return tuple(tensors)
 
     def _note(self, note: Note) -> None:
-        self._write_note(note.path, note.reason)
+        reason = note.reason.removeprefix(f"{note.path}: ").replace(f"{note.path}{os.sep}", "")
+        reason = " ".join(reason.split())
+        self._list({note.path: f"{'damaged' if note.used else 'unreadable'}: {reason}"})
         if note.used or note.path in self.unreadable:
             return
-        self.unreadable[note.path] = note.reason
-        train = self._splits["train"].videos if "train" in self._splits else ()
-        bad = len(self.unreadable.keys() & set(train))
-        if bad > self._bad_share * len(train) and note.path in set(train):
+        self.unreadable[note.path] = reason
+        train = set(self._splits["train"].videos if "train" in self._splits else ())
+        others = {path for path, kind in self._listed.items() if kind.startswith("unreadable")}
+        bad = len((self.unreadable.keys() | others) & train)
+        if bad > self._bad_share * len(train) and note.path in train:
             raise RuntimeError(
                 f"{bad} of {len(train)} training videos cannot be read, more than bad_share = "
-                f"{self._bad_share:g} of them; the last: {note.reason}"
+                f"{self._bad_share:g} of them; the last: {note.path}: {reason}"
             )
 
-    def _write_note(self, path: str, reason: str) -> None:
-        """Append one line a file, whichever process or run comes first."""
-        if self._bad_files is None or path in self._noted:
+    def _list(self, found: dict[str, str]) -> None:
+        """Append to bad_files what no process or earlier run has listed: one line a file."""
+        if self._bad_files is None or found.keys() <= self._listed.keys():
             return
-        if not self._noted and self._bad_files.exists():
-            lines = self._bad_files.read_text().splitlines()
-            self._noted = {line.partition("\t")[0] for line in lines}
-        if path not in self._noted:
-            self._noted.add(path)
+        if self._bad_files.exists():
+            for line in self._bad_files.read_text("utf-8").splitlines():
+                path, _, reason = line.partition("\t")
+                self._listed[path] = reason
+        new = {path: reason for path, reason in found.items() if path not in self._listed}
+        self._listed |= new
+        if new:
             self._bad_files.parent.mkdir(parents=True, exist_ok=True)
-            with self._bad_files.open("a") as file:
-                file.write(f"{path}\t{' '.join(reason.split())}\n")
+            with self._bad_files.open("a", encoding="utf-8") as file:
+                file.writelines(f"{path}\t{reason}\n" for path, reason in new.items())
 
 
 def _check_positive(**numbers: int) -> None:

@@ -29,6 +29,7 @@ class Row:
     name: str
     label: str
     path: str | None  # None: missing
+    listed: bool = True  # else the label is the name of a folder
 
 
 class Files:
@@ -146,7 +147,7 @@ def _folder_rows(files: Files, folder: Path) -> Iterator[Row]:
     for path in sorted(files.paths):
         inside = Path(path).relative_to(folder).parts if _is_in(path, folder) else ()
         if len(inside) > 1:
-            yield Row(str(folder), path, inside[0], path)
+            yield Row(str(folder), path, inside[0], path, listed=False)
 
 
 def _is_in(path: str, folder: Path) -> bool:

@@ -10,8 +10,9 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,16 @@ def _upright(video: VideoFile) -> Iterator[av.VideoFrame]:
 
 
 def prepare(source: Path, dest: Path, encoding: Encoding, workers: int) -> dict[str, str]:
-    """Prepare every video below `source`; what is wrong with which, by path.
+    """Prepare every video below `source`; what is wrong with which, by absolute path.
+
+    Finished targets are left alone, and DEST/bad_files.txt goes on saying what was wrong with
+    their sources. It is written after an interruption too.
 
     Raises:
         FileNotFoundError: no such folder.
         ValueError: no video in it, or `dest` inside of it.
     """
-    files = Files(source)
+    files = Files(source.resolve())
     if dest.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"{dest} is inside {source}; write to another folder")
     videos = sorted(p for p in map(Path, files.paths) if p.suffix.lower() in VIDEO_SUFFIXES)
@@ -82,23 +86,30 @@ def prepare(source: Path, dest: Path, encoding: Encoding, workers: int) -> dict[
         raise ValueError(f"{source} holds no video file")
     dest.mkdir(parents=True, exist_ok=True)
     copy_lists(source, dest)
+    listed = dest / "bad_files.txt"
+    before = listed.read_text("utf-8").splitlines() if listed.is_file() else []
+    entries = (line.partition("\t") for line in before)
+    bad = {path: reason for path, _, reason in entries if path in files.paths}
     jobs: dict[Path, Path] = {}
-    bad: dict[str, str] = {}
     for video in videos:
         target = dest / video.relative_to(files.root).with_suffix(".mp4")
         if target in jobs:
             bad[str(video)] = f"{jobs[target].name} takes the same name"
         jobs.setdefault(target, video)
-    bad.update(_run(jobs, encoding, workers))
-    if bad:
-        lines = (f"{path}\t{reason}\n" for path, reason in sorted(bad.items()))
-        write_whole(dest / "bad_files.txt", "".join(lines))
+    todo = {target: video for target, video in jobs.items() if not target.exists()}
+    try:
+        _run(todo, encoding, workers, bad)
+    finally:
+        if bad:
+            lines = (f"{path}\t{reason}\n" for path, reason in sorted(bad.items()))
+            write_whole(listed, "".join(lines))
+        else:
+            listed.unlink(missing_ok=True)
     return bad
 
 
-def _run(jobs: dict[Path, Path], encoding: Encoding, workers: int) -> dict[str, str]:
-    """All jobs (source by target) in parallel processes, with a progress bar."""
-    bad = {}
+def _run(jobs: dict[Path, Path], encoding: Encoding, workers: int, bad: dict[str, str]) -> None:
+    """All jobs (source by target) in parallel processes, with a progress bar; `bad` is updated."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     context = multiprocessing.get_context("spawn")
     with (
@@ -106,19 +117,25 @@ def _run(jobs: dict[Path, Path], encoding: Encoding, workers: int) -> dict[str, 
         Progress(*columns, TimeRemainingColumn()) as progress,
     ):
         task = progress.add_task("videos", total=len(jobs))
-        running = {
-            pool.submit(prepare_video, source, target, encoding): source
-            for target, source in jobs.items()
-        }
+        running = []
+        for target, source in jobs.items():
+            running.append(pool.submit(prepare_video, source, target, encoding))
+            running[-1].add_done_callback(partial(_note, bad, str(source)))
         try:
             for future in as_completed(running):
                 progress.advance(task)
-                if reason := future.result():
-                    bad[str(running[future])] = reason
+                future.result()
         except BaseException:  # one error, or Ctrl-C, ends all
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return bad
+
+
+def _note(bad: dict[str, str], source: str, future: "Future[str]") -> None:
+    """The outcome of a job takes the place of what was known about its source."""
+    if not future.cancelled() and not future.exception():
+        bad.pop(source, None)
+        if reason := future.result():
+            bad[source] = reason
 
 
 def copy_lists(source: Path, dest: Path) -> None:
