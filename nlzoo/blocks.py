@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlzoo import ops
+from nlzoo.names import check_choice
 
 Form = Literal["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
 Extent = Literal["spacetime", "space", "time"]
@@ -73,8 +74,8 @@ class NonLocalBlock(nn.Module):
     ) -> None:
         super().__init__()
         inner = channels // 2 if inner is None else inner
-        ops.check_choice("form", form, tuple(ops.ROUTES))
-        ops.check_choice("route", route, ops.ROUTES[form])
+        check_choice("form", form, tuple(ops.ROUTES))
+        check_choice("route", route, ops.ROUTES[form])
         if dims not in CONVS:
             raise ValueError(f"dims is {dims!r}: give 1 (sequence), 2 (image) or 3 (video)")
         if norm not in ("batch", None):
@@ -304,7 +305,7 @@ def _kernel(subsample: int | tuple[int, ...] | None, dims: int) -> tuple[int, ..
 
 def _axes(dims: int, kernel: tuple[int, ...], extent: Extent, groups: int | None) -> slice:
     """The axes of (T, H, W) along which a query sees; raises where the four do not fit."""
-    ops.check_choice("extent", extent, EXTENTS)
+    check_choice("extent", extent, EXTENTS)
     if dims != 3 and (extent != "spacetime" or groups is not None):
         raise ValueError("extent and groups are about frames: use dims=3 or leave them out")
     if groups is not None and (groups < 1 or extent == "space"):

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.sample import make_sample
@@ -23,6 +24,7 @@ from nlzoo.tasks.video import VideoClassification
 
 SECTIONS = ("seed", "checkpoint_every", "task", "data", "trainer")
 SAMPLE = "_video_sample"  # laid over a recipe by --sample
+GIVEN = {"seed", "bad_files", "preprocessing"}  # by `build`, not by a recipe
 SHOWN = {  # in --help and in completion
     "task": "--task.KEY VALUE, as in --task.lr 0.02 --task.non_local.form dot_product",
     "task.help": "list the keys: --task.help VideoClassification",
@@ -93,8 +95,8 @@ def recipe_parser(prog: str = "", description: str = "", main: str = "") -> Argu
     made.add_argument("--run", default="", help="folder for what is written")
     made.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation")
     made.add_argument("--checkpoint_every", type=int, default=1000, help="iterations")
-    made.add_subclass_arguments(LightningModule, "task", required=True, instantiate=False)
-    made.add_subclass_arguments(LightningDataModule, "data", required=True, instantiate=False)
+    for name, kind in (("task", LightningModule), ("data", LightningDataModule)):
+        made.add_subclass_arguments(kind, name, skip=GIVEN, required=True, instantiate=False)
     made.add_class_arguments(Trainer, "trainer", instantiate=False)
     return made
 
@@ -165,6 +167,8 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     warnings.filterwarnings("ignore", "The number of training batches")  # below log_every_n_steps
     seed_everything(config.seed, verbose=False)
+    if config.checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every = {config.checkpoint_every}: expected 1 or more")
     run = Path(config.run)
     data = _instance(config.data, bad_files=str(run / "bad_files.txt"), seed=config.seed)
     task = _instance(config.task, preprocessing=data.preprocessing.to_dict())
@@ -180,7 +184,10 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
     options["plugins"] = [*(options["plugins"] or []), WholeFiles()]
     if options["logger"] is None:
         options["logger"] = folder.logger()
-    return task, data, Trainer(**options)
+    try:
+        return task, data, Trainer(**options)
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
 
 
 def _instance(section: Namespace, **extra: Any) -> Any:

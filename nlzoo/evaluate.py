@@ -1,22 +1,15 @@
 """Test a checkpoint: `python -m nlzoo.evaluate --checkpoint C [--data PATH]`."""
 
-import csv
-import hashlib
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
-from nlzoo.cli import build, parse, recipe_parser
-from nlzoo.files import write_whole
+from nlzoo.cli import build, merge, parse, recipe_parser
 from nlzoo.program import asks_for_help, run
+from nlzoo.report import write_report
 from nlzoo.weights.load import check_fits, read_checkpoint
 
 
@@ -28,7 +21,7 @@ def main(argv: Sequence[str]) -> None:
     stored = read_checkpoint(checkpoint)
     config = parse(argv, parser(), base=stored_recipe(stored, checkpoint))
     config.run = config.run or str(run_folder(checkpoint))
-    config.task.init_args.pretrained = ""
+    config.data.init_args.classes = list(stored["nlzoo"]["preprocessing"]["classes"])
     config.trainer.logger = False
     config.trainer.default_root_dir = config.run
     task, data, trainer = build(config)
@@ -36,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
     task.load_state_dict(stored["state_dict"])
     trainer.test(task, data, verbose=False)
     if trainer.is_global_zero:
-        report(checkpoint, task, data, trainer)
+        write_report(checkpoint, task, data, trainer)
 
 
 def parser() -> ArgumentParser:
@@ -64,46 +57,13 @@ def run_folder(checkpoint: str) -> Path:
 
 
 def stored_recipe(stored: dict[str, Any], checkpoint: str) -> dict[str, Any]:
-    """The recipe that a checkpoint was trained by."""
-    if "recipe" not in stored.get("nlzoo", {}):
+    """The recipe that a checkpoint was trained by, with the network as it was built."""
+    if not stored.get("nlzoo", {}).get("recipe"):
         raise ValueError(f"{checkpoint} holds no recipe: evaluate takes checkpoints of nlzoo.fit")
-    recipe: dict[str, Any] = yaml.safe_load(stored["nlzoo"]["recipe"])
-    return recipe
-
-
-def report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
-    """`evaluation.json`, `scores.csv` and a table."""
-    results = task.test_results.cpu()
-    result = {
-        **{k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()},
-        "videos_expected": data.expected["test"],
-        "videos_found": data.found["test"],
-        "videos_unreadable": int((results[:, 1] == 0).sum()),
-        "views": f"{data.clips} clips x {data.crops} crops",
-        "checkpoint": checkpoint,
-        "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
-    }
-    folder = Path(trainer.default_root_dir)
-    write_whole(folder / "evaluation.json", json.dumps(result, indent=2) + "\n")
-    write_whole(folder / "scores.csv", _scores_csv(data, results))
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for key, value in result.items():
-        table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
-    console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
-    console.print(f"Written: {folder / 'evaluation.json'}, {folder / 'scores.csv'}")
-
-
-def _scores_csv(data: Any, results: Tensor) -> str:
-    """One row a video: path, label, views used, and the score of each class."""
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(("video", "label", "views", *data.classes))
-    for video, (label, views, *scores) in zip(data.videos("test"), results.tolist(), strict=True):
-        rows.writerow((video, int(label), int(views), *(f"{score:.9g}" for score in scores)))
-    return text.getvalue()
+    spec = stored["nlzoo"]["model"]
+    network = {"arch": spec["arch"], "non_local": spec["non_local"], "pretrained": ""}
+    recipe = yaml.safe_load(stored["nlzoo"]["recipe"])
+    return merge(recipe, {"task": {"init_args": network}})
 
 
 if __name__ == "__main__":

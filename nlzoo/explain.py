@@ -1,8 +1,6 @@
 """Where a position looks: the strongest keys of one query, block by block (Figure 3)."""
 
-import contextlib
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.files import whole_file
+from nlzoo.insert import evaluating
 
 Point = tuple[int, int, int]  # (frame, y, x) in the input
 Pixel = tuple[float, float]  # (x, y) in a picture
@@ -27,8 +26,8 @@ class Look:
     """The weights of one block's keys for one query.
 
     For the softmax forms `weights` (M,) sum to 1; for dot product and concatenation they are
-    f / M and may be negative. `boxes` (M, 6) are the keys' first and last-but-one corners
-    (t0, y0, x0, t1, y1, x1) in frames and pixels of the input; features see further than that.
+    f / M and may be negative. `boxes` (M, 6) are the keys' corners (t0, y0, x0, t1, y1, x1)
+    in frames and pixels of the input, the second one past the last; features see further than that.
     """
 
     block: str
@@ -75,15 +74,12 @@ def look(model: nn.Module, clip: Tensor, at: Point | None = None) -> list[Look]:
         return lambda block, inputs: looks.append(_look(place, block, inputs[0], at, size))
 
     handles = [m.register_forward_pre_hook(record(n)) for n, m in blocks.items()]
-    modes = {m: m.training for m in model.modules()}
     try:
-        with torch.no_grad(), _eager():
-            model.eval()(clip)
+        with torch.no_grad(), evaluating(model):
+            model(clip)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return looks
 
 
@@ -158,13 +154,6 @@ def _look(place: str, block: Any, x: Tensor, at: Point, size: Sequence[int]) -> 
     return Look(place, at, weights.cpu(), torch.cat([start * cell, stop * cell], dim=1))
 
 
-def _eager() -> Any:
-    """Hooks are not seen by code that is compiled already."""
-    if "torch._dynamo" in sys.modules:
-        return torch.compiler.set_stance("force_eager")
-    return contextlib.nullcontext()
-
-
 def _columns(one: Look, total: int, keys: int, most: int = 6) -> list[int]:
     """Frames to show, ascending: the query's, and the middles of the strongest keys' spans."""
     chosen = [one.at[0]]
@@ -212,5 +201,5 @@ def _arrow(
 
 
 def _label(axes: Axes, x: float, y: float, text: str) -> None:
-    label = axes.text(x, y, text, fontsize=7, color="white", va="bottom", backgroundcolor="#0008")
+    label = axes.text(x, y, text, fontsize=7, color="white", va="top", backgroundcolor="#0008")
     label.set_in_layout(False)

@@ -9,6 +9,7 @@ from lightning import LightningModule
 
 from nlzoo.cli import build, parse, recipe_parser
 from nlzoo.program import run
+from nlzoo.run import LAST
 from nlzoo.weights.load import check_fits, read_checkpoint
 
 
@@ -19,13 +20,11 @@ def main(argv: Sequence[str]) -> None:
     task, data, trainer = build(config)
     if resume:
         check_resume(resume, task)
-    last = Path(config.run) / "checkpoints" / "last.ckpt"
     try:
         trainer.fit(task, data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C
-        again = (
-            f"--run {config.run} --resume auto continues" if last.exists() else "no checkpoint yet"
-        )
+        there = Path(config.run, LAST).exists()
+        again = f"--run {config.run} --resume auto continues" if there else "no checkpoint yet"
         sys.stderr.write(f"nlzoo: interrupted; {again}\n")
         sys.exit(130)
 
@@ -44,7 +43,7 @@ def find_resume(config: Namespace) -> str | None:
         FileNotFoundError: --resume names a file that is not there.
         ValueError: the run folder holds a run and --resume was not given.
     """
-    last = Path(config.run) / "checkpoints" / "last.ckpt"
+    last = Path(config.run, LAST)
     if config.resume == "auto":
         return str(last) if last.exists() else None
     if config.resume:
@@ -63,8 +62,10 @@ def find_resume(config: Namespace) -> str | None:
 
 def check_resume(path: str, task: LightningModule) -> None:
     """Raise ValueError with the first mismatches if the checkpoint is of another network."""
-    state = read_checkpoint(path)["state_dict"]
-    check_fits(state, task.state_dict(), path)
+    stored = read_checkpoint(path)
+    if "optimizer_states" not in stored:
+        raise ValueError(f"{path} is no training checkpoint; start from it by --task.pretrained")
+    check_fits(stored["state_dict"], task.state_dict(), path)
 
 
 if __name__ == "__main__":

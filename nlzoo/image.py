@@ -3,6 +3,8 @@
 import timm
 from torch import nn
 
+from nlzoo.names import nearest
+
 
 def image_model(name: str, *, pretrained: bool = False) -> nn.Module:
     """A timm network by name, such as `resnet50.tv_in1k`; `pretrained` downloads its weights.
@@ -12,7 +14,6 @@ def image_model(name: str, *, pretrained: bool = False) -> nn.Module:
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        near = timm.list_models(f"*{architecture[:8]}*")[:5] or timm.list_models("resnet*")[:5]
-        raise ValueError(f"timm has no model {name!r}; near are {', '.join(near)}")
+        raise ValueError(f"timm has no model {name!r}{nearest(architecture, timm.list_models())}")
     model: nn.Module = timm.create_model(name, pretrained=pretrained)
     return model

@@ -4,7 +4,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from inspect import signature
 from math import prod
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nlzoo.blocks import NonLocalBlock
+from nlzoo.names import check_choice, nearest
 
 CHILD = "non_local"  # the name of a block inside its place
 
@@ -63,7 +63,7 @@ class InsertionReport:
             ValueError: they differ, as they do once the blocks are trained or start non-zero.
         """
         inner = _unwrap(self.model)
-        with _evaluating(inner), torch.no_grad():
+        with evaluating(inner), torch.no_grad():
             with_blocks = tree_leaves(inner(*_arguments(example)))
             with _bypassed(inner, [b.place for b in self.blocks]):
                 without = tree_leaves(inner(*_arguments(example)))
@@ -140,9 +140,7 @@ def _arguments(example: Any) -> tuple[Any, ...]:
 def _check_arguments(block: dict[str, Any]) -> None:
     known = [k for k in signature(NonLocalBlock).parameters if k not in ("channels", "dims")]
     for key in block:
-        if key not in known:
-            near = get_close_matches(key, ["places", *known], cutoff=0.4) or known
-            raise ValueError(f"unknown block argument {key!r}; near are {', '.join(near)}")
+        check_choice("block argument", key, ["places", *known])
 
 
 def _resolve(model: nn.Module, places: str | list[str]) -> list[str]:
@@ -176,9 +174,8 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         return _unwrap(model.get_submodule(name))
     except AttributeError:
         names = [n for n, _ in model.named_modules() if n and CHILD not in n]
-        near = get_close_matches(name, names, cutoff=0.3) or names[:5]
         raise ValueError(
-            f"{type(model).__name__} has no place {name!r}; near are {', '.join(near)}"
+            f"{type(model).__name__} has no place {name!r}{nearest(name, names)}"
         ) from None
 
 
@@ -218,7 +215,7 @@ def _measure(model: nn.Module, places: dict[str, nn.Module], example: Any) -> di
 
     handles = [m.register_forward_hook(record(name)) for name, m in places.items()]
     try:
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             _run(model, _arguments(example), seen)
     finally:
         for handle in handles:
@@ -284,7 +281,7 @@ def _build(
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, uncompiled; afterwards each module's own mode."""
     training = {m: m.training for m in model.modules()}
     eager = (

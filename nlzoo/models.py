@@ -1,7 +1,6 @@
 """Names of networks: `create_model`, `list_models`, `load_model`."""
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import partial
 from inspect import signature
@@ -9,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nlzoo.image import image_model
 from nlzoo.insert import insert_non_local
+from nlzoo.names import check_choice
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.video import VideoResNet, inflate
 from nlzoo.weights.load import WeightFile, load_into, read_weights
@@ -69,40 +70,31 @@ def create_model(
     Args:
         name: one of `list_models()`.
         pretrained: "timm/NAME" inflates that ResNet's ImageNet weights (downloaded); a path loads
-            a checkpoint of `nlzoo.fit` or a file of pytorchvideo's hub, built as it was trained
-            unless `arch` says otherwise.
+            a checkpoint of `nlzoo.fit` or a file of pytorchvideo's hub; what is not given below is
+            as it was trained.
         num_classes: by default those of the weights, or 400. Where the weights have another
             number, the classifier starts fresh.
         non_local: places of the blocks in place of the name's own ("res3:1,3 res4:1,3,5"), or a
             dict with `places` (by default the name's) and arguments of `NonLocalBlock`.
-        preprocessing: what the network will see; by default that of its geometry.
+        preprocessing: what the network will see; by default that of its weights or geometry.
         **arch: geometry, width, dropout, zero_init_residual of `VideoResNet`.
 
     Returns:
-        The network in training mode, float32, weights in channels_last_3d.
+        The network in training mode, float32, weights in channels_last_3d; its `spec` (name, arch,
+        non_local) is all that is needed to build it again.
 
     Raises:
         ValueError: unknown name, argument or place (names the nearest); weights that do not fit.
         FileNotFoundError: no such weights file.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; {_near(name, MODELS)}")
     if pretrained is True:
         raise ValueError(f"no published weights for {name}; give a path or timm/NAME")
-    is_timm = str(pretrained).startswith("timm/")
-    weights = read_weights(pretrained) if pretrained and not is_timm else None
-    if weights:
-        arch = weights.arch | arch
-        num_classes = num_classes or weights.num_classes
-    _check_arch(arch)
-    classes = 400 if num_classes is None else num_classes
-    model = MODELS[name](num_classes=classes, preprocessing=preprocessing, **arch)
-    if is_timm:
-        inflate(model, image_model(str(pretrained).removeprefix("timm/"), pretrained=True))
-    _insert(model, name, non_local)
-    if weights:
-        load_into(model, weights)
-    return model
+    weights: WeightFile | nn.Module | None = None
+    if str(pretrained).startswith("timm/"):
+        weights = image_model(str(pretrained).removeprefix("timm/"), pretrained=True)
+    elif pretrained:
+        weights = read_weights(pretrained)
+    return _build(name, num_classes, non_local, preprocessing, arch, weights)
 
 
 def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
@@ -128,25 +120,51 @@ def load_model(path: str | Path) -> VideoResNet:
         raise ValueError(
             f"{path} says nothing about its model; use create_model(NAME, pretrained=PATH)"
         )
-    return _from_checkpoint(weights).eval()
+    return _build(weights.spec["model"]["name"], None, None, None, {}, weights).eval()
 
 
-def _from_checkpoint(weights: WeightFile) -> VideoResNet:
-    spec = weights.spec["model"]
-    model = create_model(
-        spec["name"],
-        num_classes=weights.num_classes,
-        non_local=spec.get("non_local"),
-        preprocessing=Preprocessing.from_dict(weights.spec["preprocessing"]),
-        **weights.arch,
-    )
-    load_into(model, weights)
+def _build(
+    name: str,
+    num_classes: int | None,
+    non_local: str | dict[str, Any] | None,
+    preprocessing: Preprocessing | None,
+    arch: dict[str, Any],
+    weights: WeightFile | nn.Module | None = None,
+) -> VideoResNet:
+    """The network; what is not given is as its weights were trained."""
+    check_choice("model", name, MODELS)
+    if isinstance(weights, WeightFile):
+        arch = weights.arch | arch
+        num_classes = weights.num_classes if num_classes is None else num_classes
+        if weights.spec and non_local is None:
+            saved = weights.spec["model"]["non_local"]
+            non_local = saved if places_of(name, saved) else None
+        if weights.spec and preprocessing is None:
+            preprocessing = Preprocessing.from_dict(weights.spec["preprocessing"])
+    _check_arch(arch)
+    classes = 400 if num_classes is None else num_classes
+    model = MODELS[name](num_classes=classes, preprocessing=preprocessing, **arch)
+    if isinstance(weights, nn.Module):
+        inflate(model, weights)
+    _insert(model, name, non_local)
+    if isinstance(weights, WeightFile):
+        load_into(model, weights)
+    model.spec = {"name": name, "arch": arch, "non_local": non_local}
     return model
 
 
+def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[str]:
+    """Where `create_model` puts blocks; empty: nowhere."""
+    if isinstance(non_local, str):
+        return non_local
+    places: str | list[str] = (non_local or {}).get("places", PLACES.get(name, ""))
+    return places
+
+
 def _insert(model: VideoResNet, name: str, non_local: str | dict[str, Any] | None) -> None:
-    options = {"places": non_local} if isinstance(non_local, str) else dict(non_local or {})
-    places = options.pop("places", PLACES[name])
+    options = {} if isinstance(non_local, str) else dict(non_local or {})
+    options.pop("places", None)
+    places = places_of(name, non_local)
     if places or non_local is not None:
         if not places:
             raise ValueError(
@@ -161,12 +179,6 @@ def _check_arch(arch: dict[str, Any]) -> None:
     parameters = signature(VideoResNet).parameters
     known = {k: p.annotation for k, p in parameters.items() if k not in ("kind", "depth")}
     for key, value in arch.items():
-        if key not in known:
-            raise ValueError(f"unknown model argument {key!r}; {_near(key, known)}")
+        check_choice("model argument", key, known)
         if not isinstance(value, (int, float) if known[key] is float else known[key]):
             raise ValueError(f"model argument {key} = {value!r}: expected {known[key].__name__}")
-
-
-def _near(word: str, choices: Any) -> str:
-    near = get_close_matches(word, choices, cutoff=0.4) or list(choices)[:5]
-    return f"near are {', '.join(near)}"

@@ -14,14 +14,14 @@ Route "auto" is the one decision of `choose_route`. Softmax logits, and the sums
 concatenation, are computed in at least float32, under autocast too; float64 stays float64.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nlzoo.names import check_choice
 
 Route = Literal["auto", "definition", "fast", "sdpa", "chunked"]
 
@@ -33,14 +33,6 @@ ROUTES: dict[str, tuple[Route, ...]] = {
     "dot_product": _OTHERS,
     "concatenation": _OTHERS,
 }
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise ValueError, with the nearest choice, where `value` is none of them."""
-    if value not in choices:
-        near = get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} is {value!r}: give one of {', '.join(choices)}{hint}")
 
 
 def choose_route(

@@ -17,8 +17,7 @@ from nlzoo.data.decode import UnreadableVideo
 from nlzoo.data.layouts import find_videos
 from nlzoo.models import load_model
 from nlzoo.program import make_parser, parse_options, run
-from nlzoo.video import VideoResNet
-from nlzoo.watch import At, look_at_video, score_video
+from nlzoo.watch import At, watch_video
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,7 +28,9 @@ def main(argv: Sequence[str]) -> None:
     console, quiet = Console(stderr=True), not sys.stderr.isatty()
     for video in track(videos, "videos", console=console, transient=True, disable=quiet):
         try:
-            results.append(predict(model, video, options))
+            results.append(
+                watch_video(model, video, options.clips, options.crops, options.look, options.at)
+            )
         except UnreadableVideo as error:  # one bad file does not end the list
             bad.append(str(error))
     if not results:
@@ -76,19 +77,6 @@ def position(text: str) -> At | None:
     if text and (len(numbers) != 3 or not all(n.strip().isdecimal() for n in numbers)):
         raise ValueError(f"--at {text!r}: expected FRAME,X,Y, three whole numbers")
     return (int(numbers[0]), int(numbers[1]), int(numbers[2])) if text else None
-
-
-def predict(model: VideoResNet, video: str, options: Namespace) -> dict[str, Any]:
-    """The five classes of the highest mean score, and the picture if asked for."""
-    scores, damage = score_video(model, video, options.clips, options.crops)
-    names = model.preprocessing.classes or [str(k) for k in range(len(scores))]
-    best, index = scores.topk(min(5, len(scores)))
-    top = [{"class": names[k], "score": s} for k, s in zip(index, best.tolist(), strict=True)]
-    result: dict[str, Any] = {"video": video, "top": top} | ({"damage": damage} if damage else {})
-    if options.look:
-        frame, x, y = look_at_video(model, video, Path(options.look), options.at)
-        result["look"] = {"picture": options.look, "frame": frame, "x": x, "y": y}
-    return result
 
 
 def show(results: list[dict[str, Any]]) -> None:

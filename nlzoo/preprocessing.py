@@ -26,9 +26,7 @@ class Preprocessing:
     crop: int = 224  # side of a training crop, pixels
     test_size: int = 256  # short side at test, pixels
     test_crop: int = 256  # side of a test crop, pixels
-    interpolation: str = "bilinear"
     classes: tuple[str, ...] = ()
-    task: str = "video"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that a checkpoint that holds them loads with weights_only=True."""

@@ -1,6 +1,5 @@
 """What every program does with bad input: one line, exit code 2, no traceback."""
 
-import difflib
 import os
 import re
 import sys
@@ -15,6 +14,8 @@ from jsonargparse import (
     Namespace,
     set_parsing_settings,
 )
+
+from nlzoo.names import nearest
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -87,12 +88,6 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         text = f"{error.strerror}: {error.filename}"
     return " ".join(text.split())
-
-
-def nearest(word: str, choices: Sequence[str]) -> str:
-    """'; did you mean A or B?', or nothing."""
-    close = difflib.get_close_matches(word, choices, 3, 0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def parser_message(text: str, keys: Sequence[str]) -> str:

@@ -5,13 +5,14 @@ import io
 import json
 import sys
 import time
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
@@ -19,6 +20,7 @@ from rich.console import Console
 from nlzoo.files import write_whole
 
 METRIC = "val/top1"
+LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"  # in a run folder
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -43,34 +45,36 @@ def progress_bar(options: dict[str, Any]) -> list[Callback]:
     return [RichProgressBar(leave=False)] if wanted else []
 
 
-class RunFolder(Callback):
+class RunFolder(Checkpoint):
     """Keeps `checkpoints/last.ckpt`, `metrics.csv`, `curves.png` and `summary.json` up to date.
 
     One row an epoch. Rows travel in the checkpoint, so that a resumed run continues its table.
+    (Lightning calls a `Checkpoint` after all other callbacks: what it saves holds their state.)
     """
 
     def __init__(self, folder: Path, recipe: str, every: int) -> None:
         self.folder, self.recipe, self.every = folder, recipe, every
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0  # of earlier parts of this run
+        self.val: dict[str, float] = {}  # of the validation of this epoch
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     @property
     def last(self) -> Path:
         """The newest checkpoint."""
-        return self.folder / "checkpoints" / "last.ckpt"
+        return self.folder / LAST
 
     @property
     def best(self) -> Path:
         """The checkpoint with the best validation top-1."""
-        return self.folder / "checkpoints" / "best.ckpt"
+        return self.folder / BEST
 
     def callbacks(self) -> list[Callback]:
-        """This one, and Lightning's that keeps the best checkpoint."""
+        """Lightning's that keeps the best checkpoint, then this one."""
         best = ModelCheckpoint(
             self.best.parent, "best", METRIC, mode="max", enable_version_counter=False
         )
-        return [self, best]
+        return [best, self]
 
     def logger(self) -> TensorBoardLogger:
         """Events beside the table."""
@@ -93,23 +97,32 @@ class RunFolder(Callback):
             write_whole(self.folder / "recipe.yaml", self.recipe)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is about to happen."""
-        if trainer.is_global_zero:
-            count = sum(p.numel() for p in pl_module.parameters())
-            steps = int(trainer.estimated_stepping_batches)
-            self.console.print(
-                f"{pl_module.hparams['model']}: {count / 1e6:.2f}M parameters, {steps} iterations "
-                f"({trainer.global_step} done), run folder {self.folder}"
-            )
+        """Say what is about to happen; start counting, inside an epoch too."""
+        self.total = int(trainer.estimated_stepping_batches)
+        self.first = trainer.global_step
+        self._count_from_here()
+        count = sum(p.numel() for p in pl_module.parameters())
+        self._say(
+            trainer,
+            f"{pl_module.hparams['model']}: {count / 1e6:.2f}M parameters, {self.total} iterations "
+            f"({trainer.global_step} done), run folder {self.folder}",
+        )
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start counting clips and seconds."""
+    def _count_from_here(self) -> None:
+        """Clips, and seconds of waiting for data and of work."""
         self.clips, self.waited, self.worked = 0, 0.0, 0.0
         self.mark = time.monotonic()
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count anew. (Not called where an epoch is resumed.)"""
+        self._count_from_here()
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Time spent on validation is neither waiting nor work."""
+        """Its time is neither waiting nor work; its metrics belong to this epoch only."""
         self.mark = time.monotonic()
+        if not trainer.sanity_checking:
+            metrics = trainer.callback_metrics
+            self.val = {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -127,28 +140,53 @@ class RunFolder(Callback):
         now = time.monotonic()
         self.worked += now - self.mark
         self.mark = now
+        pl_module.log("clips/s", self._rate(), prog_bar=True, logger=False)
         accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if accumulated and trainer.global_step % self.every == 0:
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # saved with its validation
+        if accumulated and not last and trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.last)
+            self._say(trainer, f"iteration {trainer.global_step}  {self._pace(trainer)}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One row more."""
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        seconds = self.worked + self.waited
+        metrics = trainer.callback_metrics
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "train/loss": metrics["train/loss_epoch"],
-            **{k: v for k, v in metrics.items() if k == "train/top1" or k.startswith("val/")},
+            "train/loss": float(metrics["train/loss_epoch"]),
+            "train/top1": float(metrics["train/top1"]),
+            **self.val,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "clips_per_second": self.clips / seconds,
-            "data_wait": self.waited / seconds,
+            "clips_per_second": self._rate(),
+            "data_wait": self.waited / (self.waited + self.worked),
         }
         self.rows.append(row)
+        val = f", validation top-1 {row[METRIC]:.3f}" if METRIC in row else ""
+        self._say(
+            trainer,
+            f"epoch {row['epoch']:>3}  loss {row['train/loss']:.3f}, top-1 {row['train/top1']:.3f}"
+            f"{val}  {self._pace(trainer)}",
+        )
+        self.val = {}
         if trainer.is_global_zero:
             self._write_rows()
-            self.console.print(_line(row))
         trainer.save_checkpoint(self.last)
+
+    def _rate(self) -> float:
+        return self.clips / max(self.waited + self.worked, 1e-9)
+
+    def _pace(self, trainer: Trainer) -> str:
+        """Speed, share of waiting, and time left at the mean pace since the start."""
+        done = trainer.global_step - self.first
+        left = (time.monotonic() - self.started) / max(done, 1) * (self.total - trainer.global_step)
+        return (
+            f"{self._rate():.1f} clips/s, {self.waited / (self.waited + self.worked):.0%} waiting "
+            f"for data, {timedelta(seconds=round(left))} left"
+        )
+
+    def _say(self, trainer: Trainer, text: str) -> None:
+        if trainer.is_global_zero:
+            self.console.print(text)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The summary, and what to do next."""
@@ -190,14 +228,6 @@ class RunFolder(Callback):
         table.writerows(self.rows)
         write_whole(self.folder / "metrics.csv", text.getvalue())
         write_whole(self.folder / "curves.png", draw_curves(self.rows))
-
-
-def _line(row: dict[str, float]) -> str:
-    val = f", validation top-1 {row[METRIC]:.3f}" if METRIC in row else ""
-    return (
-        f"epoch {row['epoch']:>3}  loss {row['train/loss']:.3f}, top-1 {row['train/top1']:.3f}{val}"
-        f"  {row['clips_per_second']:.1f} clips/s, {row['data_wait']:.0%} waiting for data"
-    )
 
 
 def draw_curves(rows: list[dict[str, float]]) -> bytes:

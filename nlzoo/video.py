@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlzoo.convs import fast_convs_
+from nlzoo.names import nearest
 from nlzoo.preprocessing import Normalize, Preprocessing
 
 with warnings.catch_warnings():  # of torch.jit, which pytorchvideo's dependencies still use
@@ -135,6 +136,8 @@ class VideoResNet(nn.Module):
     `preprocessing` says what input it expects, `num_classes` how wide its output is and
     `num_features` how wide its last map is. Residual block 1 of res3 is the submodule `res3.1`.
     """
+
+    spec: dict[str, Any]  # how `create_model` built it
 
     def __init__(
         self,
@@ -359,5 +362,5 @@ def _init(model: VideoResNet, zero_init_residual: bool) -> None:
 
 def _pick(table: dict[Any, Any], key: Any, what: str) -> Any:
     if key not in table:
-        raise ValueError(f"unknown {what} {key!r}; there are {', '.join(map(str, table))}")
+        raise ValueError(f"unknown {what} {key!r}{nearest(key, map(str, table))}")
     return table[key]

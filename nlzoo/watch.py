@@ -1,6 +1,7 @@
 """A network watches one video file: its scores over views, and where a position looks."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,24 @@ from nlzoo.preprocessing import UNREADABLE
 from nlzoo.video import VideoResNet
 
 At = tuple[int, int, int]  # (frame, x, y) of a video
+
+
+def watch_video(
+    model: VideoResNet, video: str, clips: int, crops: int, picture: str = "", at: At | None = None
+) -> dict[str, Any]:
+    """The five classes of the highest mean score, what is damaged, and `picture` if one is named.
+
+    Plain values, as `nlzoo.predict --json` prints them. Raises as `score_video`, `look_at_video`.
+    """
+    scores, damage = score_video(model, video, clips, crops)
+    names = model.preprocessing.classes or [str(k) for k in range(len(scores))]
+    best, index = scores.topk(min(5, len(scores)))
+    top = [{"class": names[k], "score": s} for k, s in zip(index, best.tolist(), strict=True)]
+    result: dict[str, Any] = {"video": video, "top": top} | ({"damage": damage} if damage else {})
+    if picture:
+        frame, x, y = look_at_video(model, video, Path(picture), at)
+        result["look"] = {"picture": picture, "frame": frame, "x": x, "y": y}
+    return result
 
 
 @torch.inference_mode()

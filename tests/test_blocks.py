@@ -450,8 +450,8 @@ def test_positions(options: dict[str, Any], size: tuple[int, ...], wanted: tuple
     [
         ({"form": "embeded_gaussian"}, "did you mean 'embedded_gaussian'"),
         ({"extent": "spacetim"}, "did you mean 'spacetime'"),
-        ({"route": "quick"}, "route is 'quick': give one of auto"),
-        ({"form": "dot_product", "route": "sdpa"}, "route is 'sdpa'"),
+        ({"route": "quick"}, "unknown route 'quick'; there are auto"),
+        ({"form": "dot_product", "route": "sdpa"}, "unknown route 'sdpa'"),
         ({"norm": "layer"}, "give 'batch' or None"),
         ({"dims": 4}, "dims is 4: give 1 "),
         ({"channels": 1}, "inner is 0"),

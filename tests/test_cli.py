@@ -63,10 +63,10 @@ def test_sample_keeps_kind_depth_and_blocks(name):
     ("argv", "message"),
     [
         ((), "no recipe: --recipe NAME, one of c2d_kinetics"),
-        (("--recipe", "i3d_nl_kinetic"), "did you mean i3d_nl_kinetics"),
-        (("--recipe", "i3d_kinetics", "--task.lrr", "1"), "unknown key 'lrr'; did you mean lr"),
-        (("--recipe", "i3d_kinetics", "--data.batchsize", "1"), "did you mean batch_size"),
-        (("--recipe", "i3d_kinetics", "--trainer.max_step", "1"), "did you mean max_steps"),
+        (("--recipe", "i3d_nl_kinetic"), "did you mean 'i3d_nl_kinetics'"),
+        (("--recipe", "i3d_kinetics", "--task.lrr", "1"), "unknown key 'lrr'; did you mean 'lr'"),
+        (("--recipe", "i3d_kinetics", "--data.batchsize", "1"), "did you mean 'batch_size'"),
+        (("--recipe", "i3d_kinetics", "--trainer.max_step", "1"), "did you mean 'max_steps'"),
         (("--recipe", "i3d_kinetics", "--task.lr", "fast"), "task.lr: expected float, got 'fast'"),
         (
             ("--recipe", "i3d_kinetics", "--trainer.max_steps", "x"),
@@ -84,12 +84,12 @@ def test_wrong_options_are_named(argv, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("taks: {}", "unknown key 'taks'; did you mean task"),
+        ("taks: {}", "unknown key 'taks'; did you mean 'task'"),
         ("task: {class_path: VideoClasification}", "VideoClasification"),
-        ("task: {class_path: VideoClassification, init_args: {modle: x}}", "did you mean model"),
+        ("task: {class_path: VideoClassification, init_args: {modle: x}}", "did you mean 'model'"),
         ("just text", "is not a recipe"),
         ("a: [", "line 1: not valid YAML"),
-        ("trainer: {max_step: 3}", "did you mean max_steps"),
+        ("trainer: {max_step: 3}", "did you mean 'max_steps'"),
     ],
 )
 def test_wrong_recipes_are_named(tmp_path, text, message):

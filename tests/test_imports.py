@@ -14,23 +14,24 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # A module imports from layers before its own, and from its own package.
 LAYERS = [
-    {"version", "files", "preprocessing", "ops", "convs", "program"},
+    {"version", "files", "names", "preprocessing"},
+    {"ops", "convs", "program"},
     {"blocks"},
     {"insert", "weights"},
     {"video", "image", "detection"},
     {"models"},
     {"explain"},
     {"tasks", "data"},
-    {"watch", "run"},
+    {"watch", "run", "report"},
     {"cli"},
     {"fit", "evaluate", "predict", "weights.__main__", "__main__"},
 ]
 # Narrower than their layer.
 ONLY = {
-    "data": {"files", "preprocessing", "program"},
+    "data": {"files", "names", "preprocessing", "program"},
     "weights": {"blocks", "files", "version"},
-    "image": {"preprocessing", "blocks", "insert"},
-    "program": set(),
+    "image": {"names", "preprocessing", "blocks", "insert"},
+    "program": {"names"},
     "run": {"files", "program", "version"},
 }
 # Packages of others, and the modules that may import them; torch everywhere.

@@ -118,18 +118,21 @@ def test_wildcards(pattern: str, names: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "i3d_r50_n15"}, "unknown model 'i3d_r50_n15'; near are i3d_r50_nl5"),
-        ({"name": "qqq"}, "unknown model 'qqq'; near are c2d_r18"),
-        ({"widht": 8}, "unknown model argument 'widht'; near are width"),
+        ({"name": "i3d_r50_n15"}, "unknown model 'i3d_r50_n15'; did you mean 'i3d_r50_nl5'"),
+        ({"name": "qqq"}, "unknown model 'qqq'; there are c2d_r18"),
+        ({"widht": 8}, "unknown model argument 'widht'; did you mean 'width'"),
         ({"kind": "c2d"}, "unknown model argument 'kind'"),
         ({"geometry": "16x4"}, "unknown geometry '16x4'; there are paper, 32x2"),
-        ({"non_local": "ers3:1"}, "no place 'ers3'; near are res3"),
+        ({"non_local": "ers3:1"}, "no place 'ers3'; did you mean 'res3'"),
         ({"non_local": "res3:1,4"}, "'res3:4' does not exist: 'res3' has blocks 0 to 1"),
         ({"non_local": {"form": "gausian"}}, "did you mean 'gaussian'"),
-        ({"non_local": {"place": "res3:1"}}, "unknown block argument 'place'; near are places"),
+        (
+            {"non_local": {"place": "res3:1"}},
+            "unknown block argument 'place'; did you mean 'places'",
+        ),
         ({"name": "c2d_r18", "non_local": {}}, "has no place for a block; name places"),
         ({"pretrained": True}, "no published weights for i3d_r18_nl5; give a path or timm/NAME"),
-        ({"pretrained": "timm/resnte18"}, "timm has no model 'resnte18'; near are resn"),
+        ({"pretrained": "timm/resnte18"}, "timm has no model 'resnte18'; did you mean 'resnet18'"),
     ],
     ids=str,
 )
@@ -217,7 +220,7 @@ def test_load_model_knows_everything(tmp_path: Any) -> None:
 def test_checkpoint_as_pretrained_weights(tmp_path: Any) -> None:
     task = checkpoint(tmp_path / "last.ckpt")
     model = create_model("i3d_r18_nl5", pretrained=tmp_path / "last.ckpt").eval()
-    assert (model.num_classes, model.preprocessing.frames) == (3, 8)
+    assert (model.num_classes, model.preprocessing) == (3, SMALL)
     with torch.no_grad():
         assert torch.equal(model(clip()), task.model(clip()))
     with pytest.warns(UserWarning, match="classifier starts fresh"):
@@ -228,6 +231,29 @@ def test_checkpoint_as_pretrained_weights(tmp_path: Any) -> None:
         create_model("i3d_r18", pretrained=tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"file \(8, .*model \(4, "):
         create_model("i3d_r18_nl5", pretrained=tmp_path / "last.ckpt", width=4)
+
+
+def test_what_is_not_given_is_as_it_was_trained(tmp_path: Any) -> None:
+    """The forms have the same keys: the file has to say which one it is."""
+    places = {"places": "res3:0", "form": "dot_product", "subsample": None}
+    task = checkpoint(tmp_path / "first.ckpt", non_local=places)
+    tuned = VideoClassification(
+        "i3d_r18_nl5", pretrained=str(tmp_path / "first.ckpt"), preprocessing=SMALL.to_dict()
+    )
+    saved: dict[str, Any] = {"state_dict": tuned.state_dict()}
+    tuned.on_save_checkpoint(saved)
+    torch.save(saved, tmp_path / "second.ckpt")
+    for model in (tuned.model, load_model(tmp_path / "second.ckpt")):
+        assert blocks_of(model) == ["res3.0"]
+        assert model.spec["arch"] == {"width": 8, "geometry": "8x8"}
+        with torch.no_grad():
+            assert torch.equal(model.eval()(clip()), task.model(clip()))
+
+
+def test_weights_without_their_classifier(tmp_path: Any) -> None:
+    checkpoint(tmp_path / "last.ckpt")
+    model = create_model("i3d_r18_nl5", pretrained=tmp_path / "last.ckpt", num_classes=0)
+    assert model(clip()).shape == (2, model.num_features)
 
 
 def test_a_file_without_an_architecture_is_no_model(tmp_path: Any) -> None:

@@ -307,7 +307,7 @@ def test_no_key_raises(form: str, route: str) -> None:
 def test_unknown_route_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'chunkd'.*did you mean 'chunked'"):
         function("gaussian", "chunkd")(*inputs("gaussian", 1, 4, 4, 3, 3, seed=0))
-    with pytest.raises(ValueError, match="route is 'sdpa': give one of auto, definition, fast"):
+    with pytest.raises(ValueError, match="unknown route 'sdpa'; there are auto, definition, fast"):
         function("dot_product", "sdpa")(*inputs("dot_product", 1, 4, 4, 3, 3, seed=0))
 
 

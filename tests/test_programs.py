@@ -195,7 +195,7 @@ def test_predict_draws_where_a_position_looks(run, report, tmp_path, capsys):
         (("--look", "x.png", "--at", "1,2", "a.mp4"), "expected FRAME,X,Y"),
         (("--look", "x.png", "a.mp4", "b.mp4"), "--look draws one video, not 2"),
         (("--clips", "0", "a.mp4"), "clips = 0: expected 1 or more"),
-        (("--jsonn", "a.mp4"), "unknown key 'jsonn'; did you mean json"),
+        (("--jsonn", "a.mp4"), "unknown key 'jsonn'; did you mean 'json'"),
     ],
 )
 def test_predict_says_what_is_wrong(run, argv, message, capsys):
@@ -239,7 +239,7 @@ def wait_for_step(process, checkpoint, step):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [2, 5, 8, 10])
+@pytest.mark.parametrize("step", [2, 5, 6, 8, 10])
 def test_killed_runs_resume_to_the_same_weights(videos, run, tmp_path, step):
     folder = tmp_path / "killed"
     process = start("fit", options(videos, folder))

@@ -274,7 +274,7 @@ def test_inflation_refuses_other_networks_and_keeps_its_head():
 
 def test_wrong_arguments():
     for arguments, message in [
-        (("c3d", 50), "unknown kind 'c3d'; there are c2d, i3d"),
+        (("c3d", 50), "unknown kind 'c3d'; did you mean 'i3d'"),
         (("c2d", 34), "unknown depth 34; there are 18, 50, 101"),
         (("c2d", 50, "16x4"), "unknown geometry '16x4'; there are paper, 32x2"),
     ]:

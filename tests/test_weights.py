@@ -62,7 +62,7 @@ def test_reads_both_formats(tmp_path: Path, suffix: str) -> None:
 def test_wrappers_are_taken_off(tmp_path: Path, prefix: str, key: str | None) -> None:
     state = tiny().state_dict()
     named: Any = {prefix + k: v for k, v in state.items()} | {"epoch": 3}
-    spec = {"model": {"name": "i3d_r18_nl1", "arch": {"width": 4}}}
+    spec = {"model": {"name": "i3d_r18_nl1", "arch": {"width": 4}}, "preprocessing": {}}
     path = saved(tmp_path, {key: named, "nlzoo": spec, "step": 9} if key else named)
     weights = read_weights(path)
     assert same(weights.state, state)

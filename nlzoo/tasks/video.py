@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from nlzoo.blocks import NonLocalBlock
-from nlzoo.models import PLACES, create_model
+from nlzoo.models import create_model, places_of
 from nlzoo.preprocessing import UNREADABLE, Preprocessing
 from nlzoo.tasks.optim import build_optimizer, build_schedule
 from nlzoo.tasks.scores import ViewScores, accuracies
@@ -71,7 +71,7 @@ class VideoClassification(LightningModule):
             ValueError: unknown model, argument or shape; names the nearest.
         """
         super().__init__()
-        if not (PLACES.get(model) or (non_local or {}).get("places")):
+        if not places_of(model, non_local):
             non_local = None  # the same recipe without blocks: another name is enough
         self.save_hyperparameters(logger=False)
         self.preprocessing = Preprocessing.from_dict(preprocessing or {})
@@ -84,6 +84,9 @@ class VideoClassification(LightningModule):
             preprocessing=self.preprocessing,
             **(arch or {}),
         )
+        if bn == "frozen":
+            for norm in self._host_norms():
+                norm.requires_grad_(False)
         if compile:
             self.model.compile()
         self.recipe = ""  # text of the effective recipe, kept in checkpoints
@@ -103,9 +106,6 @@ class VideoClassification(LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer, one schedule stepped each iteration."""
         hp = self.hparams
-        if hp["bn"] == "frozen":
-            for norm in self._host_norms():
-                norm.requires_grad_(False)
         optimizer = build_optimizer(self.model, hp["optimizer"], hp["lr"], hp["weight_decay"])
         total = int(self.trainer.estimated_stepping_batches)
         milestones = tuple(hp["milestones"] or ())
@@ -151,7 +151,8 @@ class VideoClassification(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Count from 0; re-estimate the batch statistics if asked to."""
         self.seen = 0
-        if self.hparams["bn"] == "precise" and self.trainer.state.fn == TrainerFn.FITTING:
+        fitting = self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking
+        if self.hparams["bn"] == "precise" and fitting:
             self._precise_bn()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -215,10 +216,9 @@ class VideoClassification(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what `nlzoo.load_model` needs: plain values only."""
-        hp = self.hparams
         checkpoint["nlzoo"] = {
             "version": __version__,
-            "model": {"name": hp["model"], "arch": hp["arch"], "non_local": hp["non_local"]},
+            "model": self.model.spec,
             "preprocessing": self.preprocessing.to_dict(),
             "recipe": self.recipe,
         }

@@ -86,8 +86,10 @@ def read_weights(path: str | Path) -> WeightFile:
         raise ValueError(f"{path} holds no weights; expected a state dict or a checkpoint")
     if pytorchvideo.recognise(state):
         return WeightFile(path, pytorchvideo.rename(state), arch=pytorchvideo.ARCH)
-    spec = raw.get("nlzoo", {})
-    return WeightFile(path, state, spec, spec.get("model", {}).get("arch") or {})
+    spec = raw.get("nlzoo")
+    if not (isinstance(spec, dict) and {"model", "preprocessing"} <= spec.keys()):
+        return WeightFile(path, state)
+    return WeightFile(path, state, spec, spec["model"]["arch"] or {})
 
 
 def load_into(model: nn.Module, weights: WeightFile) -> None:
@@ -106,7 +108,9 @@ def load_into(model: nn.Module, weights: WeightFile) -> None:
     state, own = dict(weights.state), model.state_dict()
     wanted = dict(own)
     head = own.get(HEAD + "weight")
-    if head is not None and weights.num_classes != head.shape[0]:
+    if head is None:
+        state = _without(state, HEAD)
+    elif weights.num_classes != head.shape[0]:
         warnings.warn(f"{weights.path}: the classifier starts fresh", stacklevel=2)
         state, wanted = _without(state, HEAD), _without(wanted, HEAD)
     if not any(BLOCK in k for k in state) and any(BLOCK in k for k in wanted):

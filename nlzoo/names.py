@@ -1,0 +1,19 @@
+"""Words that are not known: what may have been meant."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def nearest(word: object, choices: Iterable[str]) -> str:
+    """`; did you mean 'a' or 'b'?` or, where nothing is near, `; there are a, b, c`."""
+    choices = list(choices)
+    if close := get_close_matches(str(word), choices, 3, 0.5):
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    more = ", ..." if len(choices) > 12 else ""
+    return f"; there are {', '.join(choices[:12])}{more}"
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ValueError, with the nearest choices, where `value` is none of them."""
+    if value not in (choices := list(choices)):
+        raise ValueError(f"unknown {name} {value!r}{nearest(value, choices)}")
