@@ -166,6 +166,7 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     warnings.filterwarnings("ignore", "The number of training batches")  # below log_every_n_steps
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # resumed
     seed_everything(config.seed, verbose=False)
     if config.checkpoint_every < 1:
         raise ValueError(f"checkpoint_every = {config.checkpoint_every}: expected 1 or more")

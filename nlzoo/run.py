@@ -153,7 +153,7 @@ class RunFolder(Checkpoint):
         row = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "train/loss": float(metrics["train/loss_epoch"]),
+            "train/loss": float(metrics["train/loss"]),
             "train/top1": float(metrics["train/top1"]),
             **self.val,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],

@@ -84,11 +84,15 @@ def test_a_recipe_of_a_run_repeats_it(run, tmp_path):
 
 
 def assert_same_end(run, other):
-    """Weights, optimizer, schedule and table are the same to the bit."""
-    a, b = (
-        torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (run, other)
+    """Weights, optimizer, schedule, table and the best checkpoint are the same to the bit."""
+    best, other_best, a, b = (
+        torch.load(folder / "checkpoints" / name, weights_only=True)
+        for name in ("best.ckpt", "last.ckpt")
+        for folder in (run, other)
     )
     assert a["global_step"] == b["global_step"] == 12
+    assert best["global_step"] == other_best["global_step"]
+    torch.testing.assert_close(best["state_dict"], other_best["state_dict"], rtol=0, atol=0)
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
     times = ("clips_per_second", "data_wait")

@@ -92,7 +92,12 @@ class VideoClassification(LightningModule):
         self.recipe = ""  # text of the effective recipe, kept in checkpoints
         self.loss = nn.CrossEntropyLoss(ignore_index=UNREADABLE, label_smoothing=label_smoothing)
         k = self.model.num_classes
-        self.train_top1 = MulticlassAccuracy(k, average="micro", ignore_index=UNREADABLE)
+        self.running: Any = nn.ModuleDict(  # of this epoch; kept in checkpoints
+            {
+                "loss": MeanMetric(),
+                "top1": MulticlassAccuracy(k, average="micro", ignore_index=UNREADABLE),
+            }
+        )
         self.val_metrics = accuracies(k).clone(prefix="val/")
         self.val_loss = MeanMetric()
         self.seed = 0
@@ -123,6 +128,11 @@ class VideoClassification(LightningModule):
                 norm.eval()
         return self
 
+    def on_train_epoch_start(self) -> None:
+        """Start counting. (Not called where an epoch is resumed.)"""
+        for metric in self.running.values():
+            metric.reset()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Dropout is a function of (seed, step, rank), so that a resumed run repeats it."""
         batches = self.trainer.fit_loop.total_batch_idx
@@ -133,9 +143,11 @@ class VideoClassification(LightningModule):
         clip, label, _ = batch
         logits = self.model(clip)
         loss = self.loss(logits, label)
-        self.train_top1(logits, label)
-        self.log("train/loss", loss, on_step=True, on_epoch=True, batch_size=len(clip))
-        self.log("train/top1", self.train_top1, on_step=False, on_epoch=True, prog_bar=True)
+        self.running["loss"].update(loss.detach(), len(clip))
+        self.running["top1"].update(logits, label)
+        self.log("train/loss_step", loss)
+        for name, metric in self.running.items():
+            self.log(f"train/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def _host_norms(self) -> Iterator[nn.Module]:
@@ -221,4 +233,13 @@ class VideoClassification(LightningModule):
             "model": self.model.spec,
             "preprocessing": self.preprocessing.to_dict(),
             "recipe": self.recipe,
+            "running": {name: metric.metric_state for name, metric in self.running.items()},
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint was written."""
+        for name, state in checkpoint["nlzoo"]["running"].items():
+            metric = self.running[name]
+            for key, value in state.items():
+                setattr(metric, key, value.to(metric.device))
+            metric._update_count = 1  # else it takes itself for fresh
