@@ -42,7 +42,16 @@ def progress_bar(options: dict[str, Any]) -> list[Callback]:
     """A bar where somebody is watching; elsewhere the lines of `RunFolder` are enough."""
     wanted = options["enable_progress_bar"] is not False and sys.stderr.isatty()
     options["enable_progress_bar"] = wanted
-    return [RichProgressBar(leave=False)] if wanted else []
+    return [Bar(leave=False)] if wanted else []
+
+
+class Bar(RichProgressBar):
+    """Lightning's, with clips/s and without the logger's version."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands beside the bar."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
 class RunFolder(Checkpoint):
