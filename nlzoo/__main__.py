@@ -1,4 +1,4 @@
-"""`nlzoo fit|evaluate|predict|prepare`: the programs as subcommands."""
+"""`nlzoo fit|evaluate|predict|export|prepare`: the programs as subcommands."""
 
 import importlib
 import runpy
@@ -12,6 +12,7 @@ PROGRAMS = {
     "fit": ("nlzoo.fit", "train a recipe"),
     "evaluate": ("nlzoo.evaluate", "test a checkpoint"),
     "predict": ("nlzoo.predict", "name what happens in videos, show where a position looks"),
+    "export": ("nlzoo.export.__main__", "write ONNX files, and run them on videos"),
     "prepare": ("nlzoo.data.prepare", "re-encode a video set for fast reading"),
 }
 

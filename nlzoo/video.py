@@ -186,6 +186,11 @@ class VideoResNet(nn.Module):
         self.reset_classifier(num_classes)
         fast_convs_(self).to(memory_format=torch.channels_last_3d)
 
+    @property
+    def device(self) -> torch.device:
+        """Of its parameters."""
+        return next(self.parameters()).device
+
     def forward(self, clip: Tensor) -> Tensor:
         """Clip (B, 3, T, H, W), uint8 0..255 or normalised float -> (B, K), see `forward_head`."""
         return self.forward_head(self.forward_features(clip))

@@ -1,7 +1,7 @@
 """A network watches one video file: its scores over views, and where a position looks."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,14 +11,31 @@ from nlzoo.data.decode import Source, UnreadableVideo, open_video
 from nlzoo.data.loading import EvalClips
 from nlzoo.data.transforms import EvalTransform, resize_short
 from nlzoo.explain import draw, look
-from nlzoo.preprocessing import UNREADABLE
+from nlzoo.preprocessing import UNREADABLE, Preprocessing
 from nlzoo.video import VideoResNet
 
 At = tuple[int, int, int]  # (frame, x, y) of a video
 
 
+class Watcher(Protocol):
+    """A network, or an exported one."""
+
+    num_classes: int
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What a clip is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where clips go."""
+
+    def __call__(self, clip: Tensor) -> Tensor:
+        """uint8 clips (B, 3, T, H, W) -> scores (B, K) whose softmax counts."""
+
+
 def watch_video(
-    model: VideoResNet, video: str, clips: int, crops: int, picture: str = "", at: At | None = None
+    model: Watcher, video: str, clips: int, crops: int, picture: str = "", at: At | None = None
 ) -> dict[str, Any]:
     """The five classes of the highest mean score, what is damaged, and `picture` if one is named.
 
@@ -30,6 +47,7 @@ def watch_video(
     top = [{"class": names[k], "score": s} for k, s in zip(index, best.tolist(), strict=True)]
     result: dict[str, Any] = {"video": video, "top": top} | ({"damage": damage} if damage else {})
     if picture:
+        assert isinstance(model, VideoResNet)
         frame, x, y = look_at_video(model, video, Path(picture), at)
         result["look"] = {"picture": picture, "frame": frame, "x": x, "y": y}
     return result
@@ -37,7 +55,7 @@ def watch_video(
 
 @torch.inference_mode()
 def score_video(
-    model: VideoResNet, video: Source, clips: int = 10, crops: int = 3
+    model: Watcher, video: Source, clips: int = 10, crops: int = 3
 ) -> tuple[Tensor, str]:
     """Mean softmax over the views of a video, and what is damaged in it ("": nothing).
 
@@ -59,14 +77,13 @@ def score_video(
     pre = model.preprocessing
     transform = EvalTransform(pre.test_size, pre.test_crop, crops)
     views = EvalClips([video], [0], pre.frames, pre.stride, pre.fps, transform, clips)
-    device = next(model.parameters()).device
     total, damage = torch.zeros(model.num_classes, dtype=torch.float64), ""
     for k in range(clips):
         view, label, _, notes = views[k]
         damage = notes[0].reason if notes else damage
         if label == UNREADABLE:
             raise UnreadableVideo(damage)
-        total += model(view.to(device)).double().softmax(1).sum(0).cpu()
+        total += model(view.to(model.device)).double().softmax(1).sum(0).cpu()
     return total / (clips * crops), damage
 
 
@@ -102,7 +119,7 @@ def look_at_video(model: VideoResNet, video: Source, picture: Path, at: At | Non
     if at:
         frame = min(range(len(numbers)), key=lambda i: abs(numbers[i] - at[0]))
         query = frame, at[2] * small.shape[2] // size[2], at[1] * small.shape[3] // size[1]
-    clip = small.transpose(0, 1)[None].to(next(model.parameters()).device)
+    clip = small.transpose(0, 1)[None].to(model.device)
     looks = look(model, clip, query)
     draw(looks, small.permute(0, 2, 3, 1), picture, numbers=numbers)
     frame, y, x = looks[0].at

@@ -23,6 +23,7 @@ LAYERS = [
     {"explain"},
     {"tasks", "data"},
     {"watch", "run", "report"},
+    {"answer"},
     {"cli"},
     {"fit", "evaluate", "predict", "weights.__main__", "__main__"},
 ]

@@ -29,9 +29,10 @@ def test_the_first_two_commands():
 
 @pytest.mark.parametrize(("module", "arguments"), COMMANDS)
 def test_commands_exist_and_know_their_options(module, arguments, capsys):
-    main = importlib.import_module(module).main
+    package = module == "nlzoo.export"
+    main = importlib.import_module(f"{module}.__main__" if package else module).main
     with pytest.raises(SystemExit):
-        main(["--help"])
+        main([arguments.split()[0], "--help"] if package else ["--help"])
     text = capsys.readouterr().out
     for option in re.findall(r"--[\w.]+", arguments):
         assert option in text, option
