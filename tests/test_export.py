@@ -13,7 +13,7 @@ from nlzoo.export.runtime import Runner
 from nlzoo.export.spec import KEY, Spec
 from onnx import numpy_helper
 
-from nlzoo import create_model, list_models
+from nlzoo import create_model
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.program import run
 from nlzoo.tasks.video import VideoClassification
@@ -191,11 +191,3 @@ def test_key_is_in_the_metadata(tmp_path):
     file = onnx.load(tmp_path / "m.onnx")
     assert [o.version for o in file.opset_import if o.domain == ""] == [20]
     assert KEY in {p.key for p in file.metadata_props}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list_models("*_r50*") + list_models("*_r101_nl*"))
-def test_every_model_name(tmp_path, name):
-    arch = {"width": 8, "zero_init_residual": False}
-    source, _ = checkpoint(tmp_path / "c.ckpt", name, arch=arch)
-    assert export_onnx(source, tmp_path / "m.onnx").relative_l2 <= 1e-5
