@@ -27,7 +27,10 @@ def main(argv: Sequence[str]) -> None:
     task, data, trainer = build(config)
     check_fits(stored["state_dict"], task.state_dict(), checkpoint)
     task.load_state_dict(stored["state_dict"])
-    trainer.test(task, data, verbose=False)
+    try:
+        trainer.test(task, data, verbose=False)
+    except SystemExit as error:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from error
     if trainer.is_global_zero:
         write_report(checkpoint, task, data, trainer)
 

@@ -26,6 +26,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     try:
         main(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
+        sys.stderr.write("nlzoo: interrupted\n")
         sys.exit(130)
     except (ValueError, OSError, RuntimeError, TypeError, ArgumentError) as error:
         if os.environ.get("NLZOO_DEBUG"):

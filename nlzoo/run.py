@@ -203,8 +203,9 @@ class RunFolder(Checkpoint):
             return
         summary = self.summary()
         write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        best = f"{METRIC} {summary['best']:.3f}" if summary["best"] is not None else "not validated"
         self.console.print(
-            f"{METRIC} {summary['best']:.3f} after {summary['epochs']} epochs, "
+            f"{best} after {summary['epochs']} epochs, "
             f"{summary['seconds']:.0f} s; curves: {self.folder / 'curves.png'}\n"
             f"Next: python -m nlzoo.evaluate --checkpoint {summary['checkpoint']}\n"
             f"      python -m nlzoo.predict --checkpoint {summary['checkpoint']} VIDEO"

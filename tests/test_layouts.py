@@ -172,6 +172,12 @@ def test_folders_named_by_numbers_are_names(tmp_path, folders):
     assert dict(pairs) == {f"train/{name}/v.mp4": i for i, name in enumerate(folders)}
 
 
+def test_a_label_that_cannot_be_an_index_is_named(tmp_path):
+    root = tree(tmp_path, "v.mp4", train__txt="v.mp4 0\nv.mp4 99999999\n")
+    with pytest.raises(ValueError, match=r"train\.txt, line 2: label 99999999 is no class index"):
+        split_of(root)
+
+
 def test_lists_of_folders_of_frames(tmp_path):
     root = tree(tmp_path, "frames/v 1/0001.jpg", "frames/v 1/0002.jpg", train__txt="frames/v 1 3\n")
     assert split_of(root)[0] == [("frames/v 1", 3)]

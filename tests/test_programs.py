@@ -106,6 +106,14 @@ def test_a_second_run_does_not_overwrite_the_first(videos, run, capsys):
         fit.main(options(videos, run))
 
 
+def test_training_may_end_before_it_is_validated(videos, tmp_path, capsys):
+    fit.main([*options(videos, tmp_path), "--trainer.max_steps", "1"])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["best"] is None
+    assert summary["checkpoint"] == str(tmp_path / "checkpoints/last.ckpt")
+    assert "not validated after 1 epochs" in capsys.readouterr().err
+
+
 def test_the_same_recipe_trains_without_blocks(videos, tmp_path):
     argv = [*options(videos, tmp_path / "plain"), "--trainer.limit_train_batches", "1"]
     argv[argv.index("i3d_r18_nl1")] = "i3d_r18"
@@ -265,6 +273,19 @@ def test_ctrl_c_says_how_to_go_on(videos, tmp_path):
     _, error = process.communicate()
     assert process.returncode == 130
     assert error.splitlines()[-1].endswith(f"--run {tmp_path} --resume auto continues")
+    assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_an_evaluation_in_one_line(run, tmp_path):
+    argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--run", str(tmp_path)]
+    process = start("evaluate", [*argv, "--data.clips", "400"])
+    while process.poll() is None and not (tmp_path / "bad_files.txt").exists():
+        time.sleep(0.05)  # it names the damaged file while it tests
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.splitlines()[-1] == "nlzoo: interrupted"
     assert "Traceback" not in error
 
 

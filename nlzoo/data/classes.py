@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nlzoo.data.layouts import Row, plain
 
+MOST = 100_000  # classes that numbers alone may stand for; above, it is a typing error
 BUILT_IN = ("kinetics400", "kinetics600", "kinetics700")
 
 
@@ -44,7 +45,10 @@ def read_classes(root: Path, classes: str | Sequence[str], rows: Sequence[Row]) 
     labels = {row.label for row in rows}
     if all(label.isdecimal() for label in labels):
         if any(row.listed for row in rows):
-            return [str(i) for i in range(max(map(int, labels)) + 1)]
+            last = max(rows, key=lambda row: int(row.label))
+            if int(last.label) >= MOST:
+                raise ValueError(f"{last.where}: label {last.label} is no class index below {MOST}")
+            return [str(i) for i in range(int(last.label) + 1)]
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted({plain(label): label.strip('"') for label in sorted(labels)}.values())
 

@@ -173,7 +173,7 @@ def main(argv: Sequence[str]) -> None:
         bad = prepare(given.source, given.dest, encoding, given.workers)
     except KeyboardInterrupt:
         sys.stderr.write("nlzoo: interrupted; the same command goes on\n")
-        raise
+        sys.exit(130)
     for path, reason in sorted(bad.items()):
         sys.stderr.write(f"{path}: {reason}\n")
     if bad:
