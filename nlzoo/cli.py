@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.sample import make_sample
+from nlzoo.files import read_text
 from nlzoo.program import asks_for_help, make_parser, nearest, parse_options
 from nlzoo.run import RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.video import VideoClassification
@@ -58,7 +59,7 @@ def read_recipe(name: str) -> dict[str, Any]:
             close = nearest(stem, there)
             raise FileNotFoundError(f"no recipe {name!r}{close}; there are {', '.join(there)}")
         path = Path(str(resources.files("nlzoo.recipes") / f"{stem}.yaml"))
-    return _parse(path.read_text(), str(path))
+    return _parse(read_text(path), str(path))
 
 
 def _parse(text: str, source: str) -> dict[str, Any]:
@@ -166,6 +167,7 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     warnings.filterwarnings("ignore", "The number of training batches")  # below log_every_n_steps
+    warnings.filterwarnings("ignore", ".*could not find the monitored key")  # not yet validated
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # resumed
     seed_everything(config.seed, verbose=False)
     if config.checkpoint_every < 1:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from nlzoo.cli import build, merge, parse, recipe_parser
 from nlzoo.program import asks_for_help, run
@@ -18,10 +18,12 @@ def main(argv: Sequence[str]) -> None:
     if asks_for_help(argv):
         parse(argv, parser())
     checkpoint = find_checkpoint(argv)
+    if any(argument.startswith("--data.classes") for argument in argv):
+        raise ValueError("--data.classes: a checkpoint has its own class names; leave it out")
     stored = read_checkpoint(checkpoint)
     config = parse(argv, parser(), base=stored_recipe(stored, checkpoint))
     config.run = config.run or str(run_folder(checkpoint))
-    config.data.init_args.classes = list(stored["nlzoo"]["preprocessing"]["classes"])
+    only_test(config.data.init_args, stored["nlzoo"]["preprocessing"]["classes"])
     config.trainer.logger = False
     config.trainer.default_root_dir = config.run
     task, data, trainer = build(config)
@@ -41,6 +43,12 @@ def parser() -> ArgumentParser:
     made = recipe_parser("python -m nlzoo.evaluate", about, "--checkpoint FILE")
     made.add_argument("--checkpoint", required=True, help="it carries its recipe")
     return made
+
+
+def only_test(data: Namespace, classes: Sequence[str]) -> None:
+    """The other splits need not be there, and the classes are those of the checkpoint."""
+    data.test, data.train, data.val = data.test or data.val, "", ""
+    data.classes = list(classes)
 
 
 def find_checkpoint(argv: Sequence[str]) -> str:

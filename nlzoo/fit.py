@@ -1,5 +1,6 @@
 """Train a recipe: `python -m nlzoo.fit --recipe recipes/i3d_nl_kinetics.yaml`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,15 +19,22 @@ def main(argv: Sequence[str]) -> None:
     config = parse(argv, parser())
     resume = find_resume(config)
     task, data, trainer = build(config)
-    if resume:
-        check_resume(resume, task)
+    done = check_resume(resume, task) if resume else 0
     try:
         trainer.fit(task, data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C
         there = Path(config.run, LAST).exists()
-        again = f"--run {config.run} --resume auto continues" if there else "no checkpoint yet"
+        again = (
+            f"--run {shlex.quote(config.run)} --resume auto continues"
+            if there
+            else "no checkpoint yet"
+        )
         sys.stderr.write(f"nlzoo: interrupted; {again}\n")
         sys.exit(130)
+    if trainer.global_step == done:
+        sys.stderr.write(
+            f"nlzoo: nothing to do, iteration {done} is the last; --trainer.max_epochs N goes on\n"
+        )
 
 
 def parser() -> ArgumentParser:
@@ -60,12 +68,13 @@ def find_resume(config: Namespace) -> str | None:
     return None
 
 
-def check_resume(path: str, task: LightningModule) -> None:
-    """Raise ValueError with the first mismatches if the checkpoint is of another network."""
+def check_resume(path: str, task: LightningModule) -> int:
+    """Iterations done; a ValueError with the first mismatches where the network is another."""
     stored = read_checkpoint(path)
     if "optimizer_states" not in stored:
         raise ValueError(f"{path} is no training checkpoint; start from it by --task.pretrained")
     check_fits(stored["state_dict"], task.state_dict(), path)
+    return int(stored["global_step"])
 
 
 if __name__ == "__main__":

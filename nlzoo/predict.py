@@ -1,9 +1,11 @@
 """Name what happens in videos: `python -m nlzoo.predict --checkpoint C VIDEO|FOLDER...`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentParser
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nlzoo.answer import answer, find_all
 from nlzoo.models import load_model
@@ -14,11 +16,14 @@ from nlzoo.watch import At, watch_video
 def main(argv: Sequence[str]) -> None:
     """Load, read, predict, look; one table or one JSON document."""
     options = parse_options(parser(), argv)
+    filetypes = FigureCanvasAgg.get_supported_filetypes()
     videos, at = find_all(options.videos), position(options.at)
     if at and not options.look:
         raise ValueError("--at needs --look PICTURE")
     if options.look and len(videos) > 1:
         raise ValueError(f"--look draws one video, not {len(videos)}")
+    if options.look and Path(options.look).suffix[1:].lower() not in filetypes:
+        raise ValueError(f"--look {options.look}: expected a picture's name, such as look.png")
     model = load_model(options.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     views = options.clips, options.crops
     answer(videos, lambda v: watch_video(model, v, *views, options.look, at), options.json)

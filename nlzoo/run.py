@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import sys
 import time
 from datetime import timedelta
@@ -204,11 +205,12 @@ class RunFolder(Checkpoint):
         summary = self.summary()
         write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         best = f"{METRIC} {summary['best']:.3f}" if summary["best"] is not None else "not validated"
+        checkpoint = shlex.quote(summary["checkpoint"])
         self.console.print(
-            f"{best} after {summary['epochs']} epochs, "
+            f"{best} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}, "
             f"{summary['seconds']:.0f} s; curves: {self.folder / 'curves.png'}\n"
-            f"Next: python -m nlzoo.evaluate --checkpoint {summary['checkpoint']}\n"
-            f"      python -m nlzoo.predict --checkpoint {summary['checkpoint']} VIDEO"
+            f"Next: python -m nlzoo.evaluate --checkpoint {checkpoint}\n"
+            f"      python -m nlzoo.predict --checkpoint {checkpoint} VIDEO"
         )
 
     # -- files ------------------------------------------------------------------------------

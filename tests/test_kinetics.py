@@ -268,6 +268,8 @@ def test_missing_videos_are_counted_and_named(videos, tmp_path):
         ({"crop": 64}, ValueError, "crop = 64 does not fit"),
         ({"test_crop": 64}, ValueError, "test crop = 64 does not fit"),
         ({"crops": 2}, ValueError, "crops = 2"),
+        ({"fps": -3}, ValueError, "fps = -3: expected 0 or more"),
+        ({"workers": -3}, ValueError, "workers = -3: expected -1 or more"),
         ({"frames": 0}, ValueError, "frames = 0: expected 1 or more"),
         ({"scale": [16]}, ValueError, "scale"),
         ({"classes": "kinetics40"}, FileNotFoundError, "no class list"),

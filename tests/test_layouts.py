@@ -173,7 +173,7 @@ def test_folders_named_by_numbers_are_names(tmp_path, folders):
 
 
 def test_a_label_that_cannot_be_an_index_is_named(tmp_path):
-    root = tree(tmp_path, "v.mp4", train__txt="v.mp4 0\nv.mp4 99999999\n")
+    root = tree(tmp_path, "v.mp4", train__txt="v.mp4 0\nw.mp4 99999999\n")
     with pytest.raises(ValueError, match=r"train\.txt, line 2: label 99999999 is no class index"):
         split_of(root)
 
@@ -187,8 +187,12 @@ def test_lists_of_folders_of_frames(tmp_path):
     ("texts", "message"),
     [
         ({"train__txt": ""}, r"train\.txt lists no video"),
-        ({"train__txt": "v.mp4 0\nv.mp4 2\n"}, r"line 2: label '2' is outside the 2 classes"),
+        ({"train__txt": "v.mp4 0\nw.mp4 2\n"}, r"line 2: label '2' is outside the 2 classes"),
         ({"train__txt": "v.mp4 abseilin\n"}, "line 1.*did you mean 'abseiling'"),
+        ({"train__txt": "v.mp4 -1\n"}, "line 1: label '-1' is neither a class index nor a name"),
+        ({"train__txt": "v.mp4 0 120\n"}, "line 1: label '0 120' is neither"),
+        ({"train__txt": "v.mp4 ''\n"}, "line 1: label '' is neither"),
+        ({"train__txt": "v.mp4 0\nv.mp4 1\n"}, r"line 2: 'v\.mp4' has label '1' here, '0' before"),
         ({"train__txt": "v.mp4\n"}, r"line 1: expected `path label`"),
         ({"train__csv": "youtube_id,time_start,time_end\na,1,2\n"}, "no column label"),
         ({"train__csv": "label,youtube_id,time_start,time_end\nx,a,1,\n"}, "line 2.*numbers"),
@@ -201,6 +205,18 @@ def test_bad_lists_are_refused_with_file_and_line(tmp_path, texts, message):
     root = tree(tmp_path, "v.mp4", **{"classes__txt": "abseiling\nzumba\n", **texts})
     with pytest.raises(ValueError, match=message):
         split_of(root)
+
+
+def test_indices_and_names_do_not_mix(tmp_path):
+    root = tree(tmp_path, "v.mp4", train__txt="v.mp4 0\nw.mp4 1\nx.mp4 1 # not sure\n")
+    with pytest.raises(ValueError, match="line 3: label '1 # not sure' beside '0': indices or"):
+        split_of(root)
+
+
+@pytest.mark.parametrize("head", ["video_path,class_id", "path label", "file\tClass Name"])
+def test_headers_are_no_videos(tmp_path, head):
+    root = tree(tmp_path, "v.mp4", train__txt=f"{head}\nv.mp4 0\n")
+    assert split_of(root) == ([("v.mp4", 0)], ["0"], [])
 
 
 def test_class_list_of_another_length_than_the_one_beside_the_videos(tmp_path):

@@ -10,6 +10,7 @@ from nlzoo import program
 from nlzoo.data import prepare
 from nlzoo.data.decode import open_video, probe, read_frames, write_video
 from nlzoo.data.kinetics import Kinetics
+from nlzoo.data.layouts import Files
 from nlzoo.data.transforms import resize_short
 
 SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
@@ -153,11 +154,15 @@ def test_pictures_of_rgb_are_not_tagged_as_rgb(tmp_path):
 def test_lists_follow_their_videos(tmp_path):
     raw, fast = tmp_path / "raw", tmp_path / "fast"
     (raw / "annotations").mkdir(parents=True)
-    (raw / "train.csv").write_text(f'"a b.webm",0\n{raw}/c.AVI 1\nd.mp4.avi\t2\nx.avid 3\n')
+    videos = [raw / name for name in ("a b.webm", "c.AVI", "d.mp4.avi", "annotations/e.mkv")]
+    for path in (*videos, raw / "x.avid", tmp_path / "other.avi"):
+        path.touch()
+    text = '"a b.webm",0\n{}/c.AVI 1\nd.mp4.avi\t2\nx.avid 3\n../other.avi 4\ngone.avi 5\n'
+    (raw / "train.csv").write_text(text.format(raw))
     (raw / "annotations" / "val.txt").write_text("e.mkv 0")
-    prepare.copy_lists(raw, fast)
-    want = f'"a b.mp4",0\n{fast}/c.mp4 1\nd.mp4.mp4\t2\nx.avid 3\n'
-    assert (fast / "train.csv").read_text() == want
+    prepare.copy_lists(Files(raw), fast, videos)
+    want = '"a b.mp4",0\n{}/c.mp4 1\nd.mp4.mp4\t2\nx.avid 3\n{}/other.avi 4\ngone.avi 5\n'
+    assert (fast / "train.csv").read_text() == want.format(fast, tmp_path)
     assert (fast / "annotations" / "val.txt").read_text() == "e.mp4 0"
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Callback
 from PIL import Image
 
 from nlzoo import evaluate, fit, predict, program
 from nlzoo.data.sample import CLASSES, make_sample
 from nlzoo.models import load_model
+from nlzoo.tasks.video import VideoClassification
 
 RUN_FOLDER = {
     "bad_files.txt",
@@ -106,12 +110,22 @@ def test_a_second_run_does_not_overwrite_the_first(videos, run, capsys):
         fit.main(options(videos, run))
 
 
+def test_a_finished_run_says_that_it_is(videos, run, capsys):
+    fit.main([*options(videos, run), "--resume", "auto"])
+    assert "nothing to do, iteration 12 is the last" in capsys.readouterr().err
+
+
+def test_one_class_is_no_choice(videos, tmp_path):
+    with pytest.raises(ValueError, match="the data have one class, 'a': give two"):
+        VideoClassification("c2d_r18", preprocessing={"classes": ["a"]})
+
+
 def test_training_may_end_before_it_is_validated(videos, tmp_path, capsys):
     fit.main([*options(videos, tmp_path), "--trainer.max_steps", "1"])
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["best"] is None
     assert summary["checkpoint"] == str(tmp_path / "checkpoints/last.ckpt")
-    assert "not validated after 1 epochs" in capsys.readouterr().err
+    assert "not validated after 1 epoch," in capsys.readouterr().err
 
 
 def test_the_same_recipe_trains_without_blocks(videos, tmp_path):
@@ -206,6 +220,7 @@ def test_predict_draws_where_a_position_looks(run, report, tmp_path, capsys):
         (("--at", "1,2,3", "a.mp4"), "--at needs --look"),
         (("--look", "x.png", "--at", "1,2", "a.mp4"), "expected FRAME,X,Y"),
         (("--look", "x.png", "a.mp4", "b.mp4"), "--look draws one video, not 2"),
+        (("--look", "x.xyz", "a.mp4"), "--look x.xyz: expected a picture's name"),
         (("--clips", "0", "a.mp4"), "clips = 0: expected 1 or more"),
         (("--jsonn", "a.mp4"), "unknown key 'jsonn'; did you mean 'json'"),
     ],
@@ -217,6 +232,17 @@ def test_predict_says_what_is_wrong(run, argv, message, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_evaluate_needs_the_videos_of_its_split_only(videos, run, report, tmp_path):
+    shutil.copytree(videos / "val", tmp_path / "set" / "val")
+    shutil.copy(videos / "val.csv", tmp_path / "set")
+    (tmp_path / "set" / "train.csv").write_text("not a list")
+    argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--run", str(tmp_path)]
+    evaluate.main([*argv, "--data", str(tmp_path / "set")])
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == report[0]
+    with pytest.raises(ValueError, match="a checkpoint has its own class names"):
+        evaluate.main([*argv, "--data.classes", "kinetics400"])
 
 
 def test_checkpoints_of_others_are_refused(run, tmp_path, capsys):
@@ -234,31 +260,53 @@ def test_checkpoints_of_others_are_refused(run, tmp_path, capsys):
 # -- nothing lost ---------------------------------------------------------------------------
 
 
+class Signal(Callback):
+    """Sends its own process a signal where `hook` is called after iteration `step`."""
+
+    def __init__(self, step: int, hook: str, number: int) -> None:
+        def send(trainer, *_, **__):
+            if trainer.global_step == step:
+                os.kill(os.getpid(), number)
+
+        setattr(self, hook, send)
+
+
 def start(module, argv):
     command = [sys.executable, "-m", f"nlzoo.{module}", *argv]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
 
 
-def wait_for_step(process, checkpoint, step):
-    """Until a checkpoint of this iteration or a later one is there."""
-    while process.poll() is None:
-        if checkpoint.exists():
-            reached = torch.load(checkpoint, weights_only=True)["global_step"]
-            if reached >= step:
-                return reached
-        time.sleep(0.01)
-    raise AssertionError(f"ended before iteration {step}: {process.stderr.read()}")
+def fit_until(videos, folder, number, step, hook="on_train_batch_start"):
+    """A training that a signal meets; its exit code and what it said."""
+    callback = {"step": step, "hook": hook, "number": int(number)}
+    entry = {"class_path": "test_programs.Signal", "init_args": callback}
+    process = start("fit", [*options(videos, folder), "--trainer.callbacks+", json.dumps(entry)])
+    _, error = process.communicate()
+    return process.returncode, error
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [2, 5, 6, 8, 10])
-def test_killed_runs_resume_to_the_same_weights(videos, run, tmp_path, step):
+@pytest.mark.parametrize(
+    ("step", "hook"),
+    [
+        (2, "on_train_batch_start"),
+        (5, "on_before_optimizer_step"),
+        (6, "on_validation_end"),  # validated, not saved
+        (6, "on_train_batch_start"),  # of the next epoch
+        (8, "on_train_batch_end"),  # stepped, not saved
+        (10, "on_after_backward"),
+    ],
+)
+def test_killed_runs_resume_to_the_same_weights(videos, run, tmp_path, step, hook):
     folder = tmp_path / "killed"
-    process = start("fit", options(videos, folder))
-    reached = wait_for_step(process, folder / "checkpoints/last.ckpt", step)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert reached < 12
+    code, error = fit_until(videos, folder, signal.SIGKILL, step, hook)
+    assert code == -signal.SIGKILL, error
     assert not (folder / "summary.json").exists()
     fit.main([*options(videos, folder), "--resume", "auto"])
     assert_same_end(run, folder)
@@ -267,11 +315,8 @@ def test_killed_runs_resume_to_the_same_weights(videos, run, tmp_path, step):
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(videos, tmp_path):
-    process = start("fit", options(videos, tmp_path))
-    wait_for_step(process, tmp_path / "checkpoints/last.ckpt", 2)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate()
-    assert process.returncode == 130
+    code, error = fit_until(videos, tmp_path, signal.SIGINT, 2)
+    assert code == 130
     assert error.splitlines()[-1].endswith(f"--run {tmp_path} --resume auto continues")
     assert "Traceback" not in error
 

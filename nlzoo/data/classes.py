@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from nlzoo.data.layouts import Row, plain
+from nlzoo.files import read_text
 
 MOST = 100_000  # classes that numbers alone may stand for; above, it is a typing error
 BUILT_IN = ("kinetics400", "kinetics600", "kinetics700")
@@ -30,7 +31,8 @@ def read_classes(root: Path, classes: str | Sequence[str], rows: Sequence[Row]) 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a list without names, with the same name twice, or other than classes.txt.
+        ValueError: a list without names, with the same name twice, or other than classes.txt; rows
+            with indices and names.
     """
     own = root / "classes.txt"
     beside = _class_file(own) if own.is_file() else []
@@ -50,6 +52,14 @@ def read_classes(root: Path, classes: str | Sequence[str], rows: Sequence[Row]) 
                 raise ValueError(f"{last.where}: label {last.label} is no class index below {MOST}")
             return [str(i) for i in range(int(last.label) + 1)]
         return sorted(labels, key=lambda label: (int(label), label))
+    numbers = [row for row in rows if row.listed and row.label.isdecimal()]
+    named = [row for row in rows if row.listed and not row.label.isdecimal()]
+    if numbers and named:
+        odd, others = sorted((numbers, named), key=len)
+        raise ValueError(
+            f"{odd[0].where}: label {odd[0].label!r} beside {others[0].label!r}: "
+            "indices or names, not both; classes.txt gives names to indices"
+        )
     return sorted({plain(label): label.strip('"') for label in sorted(labels)}.values())
 
 
@@ -73,7 +83,7 @@ def _named_list(root: Path, classes: str) -> list[str]:
 
 
 def _class_file(file: Path) -> list[str]:
-    names = [line.strip().strip('"') for line in file.read_text("utf-8-sig").splitlines()]
+    names = [line.strip().strip('"') for line in read_text(file).splitlines()]
     return _checked([name for name in names if name], file)
 
 

@@ -58,7 +58,7 @@ class Kinetics(LightningDataModule):
             path: the data folder; paths in lists are relative to it or to the list.
             train: name of the training split (train.csv, *_train.csv, train.txt, train/), or a
                 list or folder.
-            val: the same for validation (also validate, validation).
+            val: the same for validation (also validate, validation). An empty name is no split.
             test: the same for testing; empty: the validation split.
             classes: kinetics400, kinetics600, kinetics700, a file of one name a line, or the
                 names; empty: classes.txt of the folder, else the names that occur, sorted.
@@ -81,10 +81,13 @@ class Kinetics(LightningDataModule):
         Raises:
             FileNotFoundError: no such folder, list or class list.
             ValueError: an empty list, no labels, a label outside the classes, classes other than
-                those of classes.txt, a crop that does not fit, or a number below 1.
+                those of classes.txt, a crop that does not fit, or a number that is too
+                small.
         """
         super().__init__()
-        _check_positive(frames=frames, stride=stride, clips=clips, batch_size=batch_size)
+        _check_least(1, frames=frames, stride=stride, clips=clips, batch_size=batch_size)
+        _check_least(0, fps=fps)
+        _check_least(-1, workers=workers)
         self._sampling: tuple[int, int, float] = frames, stride, fps
         if len(scale) != 2:
             raise ValueError(f"scale = {list(scale)}: expected two short sides in pixels")
@@ -109,7 +112,7 @@ class Kinetics(LightningDataModule):
 
     def _read(self, path: str, names: dict[str, str], classes: str | list[str]) -> None:
         files = Files(Path(path))
-        rows = {split: read_rows(files, name) for split, name in names.items()}
+        rows = {split: read_rows(files, name) for split, name in names.items() if name}
         there = {split: some for split, some in rows.items() if some is not None}
         if not there:
             raise FileNotFoundError(f"nothing to read in {path!r}: expected {LAYOUTS}")
@@ -223,7 +226,7 @@ class Kinetics(LightningDataModule):
                 file.writelines(f"{path}\t{reason}\n" for path, reason in new.items())
 
 
-def _check_positive(**numbers: int) -> None:
+def _check_least(least: int, **numbers: float) -> None:
     for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} = {number}: expected 1 or more")
+        if number < least:
+            raise ValueError(f"{name} = {number}: expected {least} or more")

@@ -1,14 +1,16 @@
 """Video sets as people have them on disk: which videos, their labels, and which are missing."""
 
 import csv
+import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nlzoo.data.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from nlzoo.files import read_text
 
 LAYOUTS = (
     "train.csv and val.csv (Kinetics' own lists), train.txt and val.txt (`path label` lines), "
@@ -38,7 +40,8 @@ class Files:
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise FileNotFoundError(
-                f"no data folder {str(root)!r}: expected {LAYOUTS}; --sample makes a small set"
+                f"no data folder {str(root)!r}; --data PATH names it. Expected in it: {LAYOUTS}. "
+                "--sample makes a small set"
             )
         self.root = root = Path(os.path.normpath(root))
         self.paths = frozenset(find_videos(root))
@@ -156,16 +159,12 @@ def _is_in(path: str, folder: Path) -> bool:
 
 def _list_rows(files: Files, path: Path, split: str) -> Iterator[Row]:
     """Kinetics' own CSV where the header has youtube_id, else `path label` lines."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            head = file.readline()
-            file.seek(0)
-            if "youtube_id" in head:
-                yield from _official_rows(files, path, csv.DictReader(file), split)
-            else:
-                yield from _plain_rows(files, path, file)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a text file in UTF-8") from error
+    text = read_text(path)
+    lines = io.StringIO(text)
+    if "youtube_id" in text.partition("\n")[0]:
+        yield from _official_rows(files, path, csv.DictReader(lines), split)
+    else:
+        yield from _plain_rows(files, path, lines)
 
 
 def _official_rows(
@@ -188,9 +187,10 @@ def _official_rows(
         yield Row(where, name, row["label"], found)
 
 
-_SUFFIXES = "|".join(suffix[1:] for suffix in sorted(VIDEO_SUFFIXES))
+SUFFIXES = "|".join(suffix[1:] for suffix in sorted(VIDEO_SUFFIXES))
+_HEADER = re.compile(r"(class|label|category|target)(es|s)?( ?(id|index|name|label))?")
 _LINE = (
-    re.compile(rf"""["']?(.+\.(?:{_SUFFIXES}))["']?\s*[\s,]\s*(.+)""", re.IGNORECASE),
+    re.compile(rf"""["']?(.+\.(?:{SUFFIXES}))["']?\s*[\s,]\s*(.+)""", re.IGNORECASE),
     re.compile(r"""["'](.+)["']\s*[\s,]\s*(.+)"""),
     re.compile(r"(.+)\t\s*(.+)"),
     re.compile(r"(.+),\s*(.+)"),
@@ -198,15 +198,21 @@ _LINE = (
 )
 
 
-def _plain_rows(files: Files, path: Path, lines: Iterator[str]) -> Iterator[Row]:
+def _plain_rows(files: Files, path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    labels: dict[str, str] = {}  # by video
     for number, line in enumerate(lines, 1):
         if not (line := line.strip()) or line.startswith("#"):
             continue
         matches = (pattern.fullmatch(line) for pattern in _LINE)
         match = next((m for m in matches if m), None)
+        where = f"{path}, line {number}"
         if match is None:
-            raise ValueError(f"{path}, line {number}: expected `path label`, found {line[:80]!r}")
+            raise ValueError(f"{where}: expected `path label`, found {line[:80]!r}")
         name, label = match[1].strip(), match[2].strip().strip("\"'")
-        if number == 1 and plain(label) in ("label", "class"):
+        if number == 1 and _HEADER.fullmatch(plain(label)):
             continue
-        yield Row(f"{path}, line {number}", name, label, files.at(name, path.parent))
+        if not label or (re.fullmatch(r"[-+.\s\d]*\d[.\s\d]*", label) and not label.isdecimal()):
+            raise ValueError(f"{where}: label {label!r} is neither a class index nor a name")
+        if (other := labels.setdefault(name, label)) != label:
+            raise ValueError(f"{where}: {name!r} has label {label!r} here, {other!r} before")
+        yield Row(where, name, label, files.at(name, path.parent))

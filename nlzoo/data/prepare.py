@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +22,8 @@ from jsonargparse import ArgumentParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nlzoo.data.decode import VIDEO_SUFFIXES, UnreadableVideo, VideoFile, encode
-from nlzoo.data.layouts import Files
-from nlzoo.files import write_whole
+from nlzoo.data.layouts import SUFFIXES, Files
+from nlzoo.files import read_text, write_whole
 from nlzoo.program import make_parser, parse_options, run
 
 
@@ -85,7 +85,7 @@ def prepare(source: Path, dest: Path, encoding: Encoding, workers: int) -> dict[
     if not videos:
         raise ValueError(f"{source} holds no video file")
     dest.mkdir(parents=True, exist_ok=True)
-    copy_lists(source, dest)
+    copy_lists(files, dest, set(videos))
     listed = dest / "bad_files.txt"
     before = listed.read_text("utf-8").splitlines() if listed.is_file() else []
     entries = (line.partition("\t") for line in before)
@@ -138,17 +138,36 @@ def _note(bad: dict[str, str], source: str, future: "Future[str]") -> None:
             bad[source] = reason
 
 
-def copy_lists(source: Path, dest: Path) -> None:
-    """Copy lists and class names; the paths in them follow their videos to DEST/*.mp4."""
-    suffixes = "|".join(suffix[1:] for suffix in VIDEO_SUFFIXES)
-    for folder in (source, source / "annotations"):
+_PATH = re.compile(rf"""[^"',\n]*?\.(?:{SUFFIXES})(?=["'\s,]|$)""", re.IGNORECASE | re.MULTILINE)
+
+
+def copy_lists(files: Files, dest: Path, videos: Collection[Path]) -> None:
+    """Copy lists and class names; the paths of `videos` in them follow to DEST/*.mp4.
+
+    Raises:
+        ValueError: a list is not in UTF-8.
+    """
+    for folder in (files.root, files.root / "annotations"):
         for file in (*folder.glob("*.csv"), *folder.glob("*.txt")):
             if file.name == "bad_files.txt":
                 continue
-            text = file.read_text(encoding="utf-8-sig")
-            text = text.replace(f"{source.resolve()}{os.sep}", f"{dest.resolve()}{os.sep}")
-            text = re.sub(rf"""\.({suffixes})(?=["'\s,]|$)""", ".mp4", text, flags=re.I)
-            write_whole(dest / file.relative_to(source), text)
+            follow = partial(_follow, files, dest, file.parent, videos)
+            text = _PATH.sub(follow, read_text(file))
+            write_whole(dest / file.relative_to(files.root), text)
+
+
+def _follow(
+    files: Files, dest: Path, folder: Path, videos: Collection[Path], listed: re.Match[str]
+) -> str:
+    """A listed path as DEST needs it: of a prepared video, or of one that lies elsewhere."""
+    name = listed[0].strip()
+    if not (there := files.at(name, folder)):
+        return listed[0]
+    path = Path(there)
+    if path not in videos:
+        return str(path.resolve())
+    new = str(Path(name).with_suffix(".mp4"))
+    return new.replace(f"{files.root}{os.sep}", f"{dest.resolve()}{os.sep}", 1)
 
 
 def parser() -> ArgumentParser:

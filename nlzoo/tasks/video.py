@@ -76,6 +76,10 @@ class VideoClassification(LightningModule):
         self.save_hyperparameters(logger=False)
         self.preprocessing = Preprocessing.from_dict(preprocessing or {})
         classes = len(self.preprocessing.classes) or None
+        if classes == 1:
+            raise ValueError(
+                f"the data have one class, {self.preprocessing.classes[0]!r}: give two"
+            )
         self.model = create_model(
             model,
             pretrained=pretrained or False,
