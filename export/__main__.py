@@ -1,41 +1,58 @@
-"""`python -m nlzoo.export onnx|run`: from a checkpoint to a file, from a file to an answer."""
+"""`python -m nlzoo.export PROGRAM`: from a checkpoint to a file, from a file to an answer."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
+from nlzoo.export import programs
 
-from nlzoo.program import make_parser, parse_options, run
+from nlzoo.program import make_parser, numbers, parse_options, run
+
+if TYPE_CHECKING:
+    from nlzoo.preprocessing import Preprocessing
 
 
 def main(argv: Sequence[str]) -> None:
     """Hand over to the subcommand."""
+    from nlzoo.export.parity import ToleranceError
+
     options = parse_options(parser(), argv)
-    {"onnx": onnx, "run": run_file}[options.subcommand](options[options.subcommand])
+    try:
+        PROGRAMS[options.subcommand][1](options[options.subcommand])
+    except ToleranceError as error:
+        sys.stderr.write(f"nlzoo: {error}\n")
+        sys.exit(1)
 
 
 def parser() -> ArgumentParser:
     """The subcommands and their options."""
     made = make_parser("python -m nlzoo.export", "Files for other machines.")
-    programs = made.add_subcommands()
-    export = make_parser("", "A checkpoint or a model name to an ONNX file, checked.")
-    export.add_argument("source", help="a checkpoint of nlzoo.fit, or a model name")
-    export.add_argument("--output", required=True, help="file to write")
-    export.add_argument("--opset", type=int, default=18, help="17 to 23")
-    export.add_argument("--dynamic", default="batch", help="of batch,frames,height,width")
-    export.add_argument("--precision", default="fp32", help="fp32 or fp16")
-    export.add_argument("--preprocess", action="store_true", help="take uint8 clips")
-    export.add_argument("--frames", type=int, default=0, help="of a clip; 0: as trained")
-    export.add_argument("--size", type=int, default=0, help="pixels; 0: the test crop")
-    programs.add_subcommand("onnx", export, help="write an ONNX file")
-    answer = make_parser("", "Name what happens in videos, with an exported file.")
-    answer.add_argument("file", help="of nlzoo.export")
-    answer.add_argument("videos", nargs="+", help="files, or folders of them or of frames")
-    answer.add_argument("--clips", type=int, default=10, help="evenly spread clips a video")
-    answer.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
-    answer.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    programs.add_subcommand("run", answer, help="what nlzoo.predict prints, from a file")
+    found = made.add_subcommands()
+    for name, (make, _) in PROGRAMS.items():
+        one = make()
+        found.add_subcommand(name, one, help=one.description)
+    return made
+
+
+# -- onnx -----------------------------------------------------------------------------------
+
+
+def onnx_parser() -> ArgumentParser:
+    """What to export, and how."""
+    made = make_parser("", "write a network as an ONNX file, and compare the two")
+    made.add_argument("source", help="a checkpoint of nlzoo.fit, a model name, MODULE:OBJECT")
+    made.add_argument("--output", required=True, help="file to write")
+    made.add_argument("--opset", type=int, default=0, help="17 to 23; 0: 18, with bf16 22")
+    made.add_argument("--dynamic", default="batch", help="of batch,frames,height,width,length")
+    made.add_argument("--precision", default="fp32", help="fp32, fp16 or bf16")
+    made.add_argument("--preprocess", action="store_true", help="take uint8 clips")
+    made.add_argument(
+        "--islands", default="on", help="off: scores in 16 bits too, if they allow it"
+    )
+    made.add_argument("--shape", default="", help="of the input: 2,3,32,256,256")
+    made.add_argument("--licence", default="", help="of the weights, to be kept in the file")
     return made
 
 
@@ -43,6 +60,9 @@ def onnx(options: Namespace) -> None:
     """Export, and say how close it is."""
     from nlzoo.export.onnx import export_onnx
 
+    from nlzoo.names import check_choice
+
+    check_choice("--islands", options.islands, ("on", "off"))
     parity = export_onnx(
         options.source,
         options.output,
@@ -50,12 +70,154 @@ def onnx(options: Namespace) -> None:
         dynamic=[name for name in options.dynamic.split(",") if name],
         precision=options.precision,
         raw=options.preprocess,
-        frames=options.frames,
-        size=options.size,
+        islands=options.islands == "on",
+        shape=numbers("shape", options.shape),
+        licence=options.licence,
     )
     size = Path(options.output).stat().st_size / 1e6
     sys.stdout.write(f"{options.output}: {size:.1f} MB; {parity}\n")
     sys.stdout.write(f"Next: python -m nlzoo.export run {options.output} VIDEO\n")
+
+
+# -- parity ---------------------------------------------------------------------------------
+
+
+def parity_parser() -> ArgumentParser:
+    """Which two, and how close."""
+    made = make_parser("", "compare two forms of a network; exit code 1 if they differ")
+    for name in ("reference", "other"):
+        made.add_argument(name, help="a model name, checkpoint, MODULE:OBJECT, .onnx or .engine")
+    made.add_argument("--tolerance", type=float, default=0.0, help="relative L2; 0: by precision")
+    made.add_argument("--shape", default="", help="of the input of MODULE:OBJECT: 2,3,32,256,256")
+    return made
+
+
+def parity(options: Namespace) -> None:
+    """Compare, and say by how much they differ."""
+    from nlzoo.export.parity import TOLERANCE, common, compare, draw_inputs
+    from nlzoo.export.runtime import Runner
+
+    shape = numbers("shape", options.shape)
+    with Runner(options.reference, shape=shape) as a, Runner(options.other, shape=shape) as b:
+        spec = common(a.spec, b.spec)
+        found = compare(a, b, draw_inputs(spec, a), a.spec.output != b.spec.output)
+        loosest = max(TOLERANCE[s.precision] for s in (a.spec, b.spec))
+    found.check(options.tolerance or loosest)
+    sys.stdout.write(f"{found}\n")
+
+
+# -- tensorrt -------------------------------------------------------------------------------
+
+SHAPE = (
+    "sizes to build for, NAME=MIN:OPT:MAX, as in input=1x3x8x224x224:1x3x8x224x224:8x3x8x224x224; "
+    "once more for another profile (batches of 1 to 8)"
+)
+
+
+def tensorrt_parser() -> ArgumentParser:
+    """What to build, for which cards."""
+    made = make_parser("", "build an engine from an ONNX file; TensorRT-RTX needs no GPU for it")
+    made.add_argument("file", help="an ONNX file")
+    made.add_argument("--output", required=True, help="file to write, NAME.engine")
+    made.add_argument("--shape", action="append", default=[], help=SHAPE)
+    made.add_argument(
+        "--compute-capability",
+        default="",
+        help="of the cards to build for, TensorRT-RTX (8.6,8.9,12.0)",
+    )
+    made.add_argument("--workspace", type=int, help="memory that a kernel may use, MB")
+    made.add_argument("--optimization-level", type=int, help="0 to 5, the longest build")
+    made.add_argument("--timing-cache", help="file of measured kernels (TensorRT)")
+    made.add_argument(
+        "--hardware-compatible", action="store_true", help="for newer cards, too (TensorRT)"
+    )
+    made.add_argument(
+        "--version-compatible", action="store_true", help="for newer releases, too (TensorRT)"
+    )
+    made.add_argument("--backend", default="", help="tensorrt or tensorrt_rtx, if both are there")
+    return made
+
+
+def tensorrt(options: Namespace) -> None:
+    """Build, and say what came out."""
+    from nlzoo.export.spec import KEY
+    from nlzoo.export.tensorrt import build_engine
+
+    built = build_engine(
+        options.file,
+        options.output,
+        profiles=options.shape,
+        capabilities=[c.strip() for c in options.compute_capability.split(",") if c.strip()],
+        workspace=options.workspace,
+        optimization_level=options.optimization_level,
+        timing_cache=options.timing_cache,
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
+        backend=options.backend,
+    )
+    size, source = (built[kind]["bytes"] / 1e6 for kind in ("engine", "onnx"))
+    cards = ", ".join(built["compute_capabilities"]) or "the card at hand"
+    shares = ", ".join(f"{share:.0%} {name}" for name, share in built["precisions"].items())
+    sys.stdout.write(
+        f"{options.output}: {size:.1f} MB ({options.file} {source:.1f}), for {cards}; "
+        f"{built['layers']} layers, {shares}; {built['seconds']:.1f} s\n"
+    )
+    default = "" if options.shape else " (by default)"
+    sys.stdout.writelines(f"Built for {profile}{default}\n" for profile in built["profiles"])
+    if KEY in built:
+        sys.stdout.write(f"Next: python -m nlzoo.export run {options.output} VIDEO\n")
+
+
+# -- check ----------------------------------------------------------------------------------
+
+
+def check_parser() -> ArgumentParser:
+    """Which file, for which runtime."""
+    made = make_parser("", "will a runtime take an ONNX file, without a GPU; exit code 1 if not")
+    made.add_argument("file", help="an ONNX file")
+    made.add_argument("--target", default="rtx", help="rtx, trt10, trt11, ort or openvino")
+    made.add_argument("--shape", action="append", default=[], help=SHAPE)
+    return made
+
+
+def check(options: Namespace) -> None:
+    """A row a finding."""
+    from nlzoo.export.check import check as check_file
+    from rich.console import Console
+    from rich.table import Table
+
+    verdict, *findings = check_file(options.file, options.target, options.shape)
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console.print(f"{options.file} {verdict.what}")
+    if findings:
+        table = Table("node", "operator", "stops", "what", "what to do")
+        for found in findings:
+            stops = "yes" if found.stops else "no"
+            table.add_row(found.node, found.operator, stops, found.what, found.todo)
+        console.print(table)
+    if verdict.stops:
+        sys.exit(1)
+
+
+# -- run ------------------------------------------------------------------------------------
+
+
+def run_parser() -> ArgumentParser:
+    """What to watch, with what."""
+    made = make_parser("", "name what happens in videos, as nlzoo.predict does, with a file")
+    made.add_argument("file", help="an .onnx or .engine file of nlzoo.export")
+    made.add_argument("videos", nargs="+", help="files, or folders of them or of frames")
+    made.add_argument("--runtime", default="", help="onnxruntime or openvino, for ONNX files")
+    made.add_argument("--clips", type=int, default=10, help="evenly spread clips a video")
+    made.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
+    made.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    foreign = made.add_argument_group("a file that nlzoo.export did not write")
+    foreign.add_argument("--clip", default="", help="frames x stride, as in 32x2")
+    foreign.add_argument("--crop", type=int, default=256, help="side, pixels")
+    foreign.add_argument("--mean", default="0.45,0.45,0.45", help="of pixels in 0..1")
+    foreign.add_argument("--std", default="0.225,0.225,0.225", help="of pixels in 0..1")
+    foreign.add_argument("--classes", default="", help="file of one name a line")
+    return made
 
 
 def run_file(options: Namespace) -> None:
@@ -65,10 +227,48 @@ def run_file(options: Namespace) -> None:
     from nlzoo.answer import answer, find_all
     from nlzoo.watch import watch_video
 
-    runner, views = Runner(options.file), (options.clips, options.crops)
-    videos = find_all(options.videos)
-    answer(videos, lambda video: watch_video(runner, video, *views), options.json)
+    runner = Runner(options.file, options.runtime, preprocessing=foreign_preprocessing(options))
+    videos, views = find_all(options.videos), (options.clips, options.crops)
+    with runner:
+        answer(videos, lambda video: watch_video(runner, video, *views), options.json)
 
+
+def foreign_preprocessing(options: Namespace) -> "Preprocessing | None":
+    """What --clip and the options beside it say; None without --clip."""
+    from nlzoo.files import read_text
+    from nlzoo.preprocessing import Preprocessing
+
+    if not options.clip:
+        return None
+    clip = numbers("clip", options.clip, "x")
+    try:
+        mean, std = (tuple(map(float, text.split(","))) for text in (options.mean, options.std))
+    except ValueError:
+        mean = std = ()
+    if len(clip) != 2 or len(mean) != 3 or len(std) != 3 or min(*clip, *std) <= 0:
+        raise ValueError("expected --clip FRAMESxSTRIDE, --mean R,G,B and --std R,G,B above 0")
+    names = read_text(options.classes).splitlines() if options.classes else ()
+    return Preprocessing(
+        mean=mean,
+        std=std,
+        frames=clip[0],
+        stride=clip[1],
+        test_size=options.crop,
+        test_crop=options.crop,
+        classes=tuple(name.strip() for name in names if name.strip()),
+    )
+
+
+PROGRAMS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None]]] = {
+    "onnx": (onnx_parser, onnx),
+    "parity": (parity_parser, parity),
+    "tensorrt": (tensorrt_parser, tensorrt),
+    "check": (check_parser, check),
+    "run": (run_parser, run_file),
+    "quantize": (programs.quantize_parser, programs.quantize),
+    "bench": (programs.bench_parser, programs.bench),
+    "report": (programs.report_parser, programs.report),
+}
 
 if __name__ == "__main__":
     run(main)

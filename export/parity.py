@@ -2,13 +2,21 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Any
 
 import torch
+from nlzoo.export.spec import AXES, Spec
 from torch import Tensor
 
-TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3}  # relative L2
+TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2, "int8": 2e-1}  # relative L2
 
 Network = Callable[[Tensor], Tensor]
+
+
+class ToleranceError(ValueError):
+    """Two forms of a network differ by more than their precision explains."""
 
 
 @dataclass(frozen=True)
@@ -17,36 +25,101 @@ class Parity:
 
     max_abs: float
     relative_l2: float
-    top1_agreement: float  # share of the clips
-    largest: float  # magnitude of the reference's scores
-    worst: tuple[int, ...]  # shape of the input with the largest relative L2
+    top1_agreement: float  # share of the outputs' rows
+    largest: float  # magnitude of the reference's outputs
+    worst: str  # the output with the largest relative L2, and the shape of its input
 
     def __str__(self) -> str:
         return (
-            f"relative L2 {self.relative_l2:.2e} (worst at {self.worst}), max abs "
-            f"{self.max_abs:.2e} of {self.largest:.3g}, top-1 agreement {self.top1_agreement:.1%}"
+            f"relative L2 {self.relative_l2:.2e}, max abs {self.max_abs:.2e} of "
+            f"{self.largest:.3g}, top-1 agreement {self.top1_agreement:.1%}; worst: {self.worst}"
         )
 
     def check(self, tolerance: float) -> None:
-        """Raise ValueError where it is out of tolerance, or not a number."""
+        """Raise ToleranceError where it is, or is not a number."""
         if not self.relative_l2 <= tolerance:
-            raise ValueError(f"parity is out of tolerance {tolerance:g}: {self}")
+            raise ToleranceError(f"parity is out of tolerance {tolerance:g}: {self}")
 
 
-def compare(reference: Network, other: Network, clips: Iterable[Tensor]) -> Parity:
-    """Run both on every batch of clips; scores (B, K)."""
+def compare(
+    reference: Network, other: Network, inputs: Iterable[Tensor], log_probabilities: bool = False
+) -> Parity:
+    """Run both on every batch; outputs (B, K, ...).
+
+    With `log_probabilities` those are compared, which logits are up to a constant of each row.
+    """
     rows = []
-    for clip in clips:
+    for batch in inputs:
         with torch.no_grad():
-            a, b = reference(clip).double().cpu(), other(clip).double().cpu()
-        error = float((a - b).norm() / a.norm())
+            a, b = reference(batch).double().cpu(), other(batch).double().cpu()
+        if log_probabilities:
+            a, b = a.log_softmax(1), b.log_softmax(1)
+        error = (a - b).flatten(1).norm(dim=1).nan_to_num(nan=inf, posinf=inf)
+        total = float(error.norm() / a.norm()) if error.any() else 0.0
+        worst = f"sample {int(error.argmax())} of an input {tuple(batch.shape)}"
         agree = a.argmax(1) == b.argmax(1)
-        rows.append((error, float((a - b).abs().max()), agree, float(a.abs().max()), clip.shape))
-    worst = max(rows, key=lambda row: row[0] if row[0] == row[0] else float("inf"))
+        rows.append((total, float((a - b).abs().max()), agree, float(a.abs().max()), worst))
+    last = max(rows, key=lambda row: row[0])
     return Parity(
         max_abs=max(row[1] for row in rows),
-        relative_l2=worst[0],
-        top1_agreement=float(torch.cat([row[2] for row in rows]).double().mean()),
+        relative_l2=last[0],
+        top1_agreement=float(torch.cat([row[2].flatten() for row in rows]).double().mean()),
         largest=max(row[3] for row in rows),
-        worst=tuple(worst[4]),
+        worst=last[4],
     )
+
+
+def draw_inputs(spec: Spec, reference: Network) -> list[Tensor]:
+    """Noise in the range of real pixels: at the spec's shape, at larger and at smaller sizes.
+
+    Odd sizes are among them. Smaller ones that `reference` itself refuses are left out.
+
+    Raises:
+        ValueError: it refuses larger ones: it is not free in its axes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    same, larger, smaller = (list(spec.shape) for _ in range(3))
+    for name, at in spec.axes.items():
+        size = spec.shape[at]
+        larger[at] = 3 if name == "batch" else (size + at) | 1
+        smaller[at] = 1 if name == "batch" else max(1, size // 2 - (size // 2 + 1) % 2)  # odd
+    longer = [8 if at == spec.axes.get("batch") else s for at, s in enumerate(spec.shape)]
+    pixels = partial(torch.randint, 0, 256, dtype=torch.uint8)
+    draw: Any = pixels if spec.preprocessing else torch.randn
+    inputs = [draw(shape, generator=generator) for shape in (same, longer, larger, smaller)]
+    return inputs if _takes(reference, inputs, spec) else inputs[:-1]
+
+
+def _takes(reference: Network, inputs: list[Tensor], spec: Spec) -> bool:
+    """Whether it takes the last of them, too."""
+    for x in inputs:
+        try:
+            with torch.no_grad():
+                reference(x)
+        except (ValueError, RuntimeError) as error:
+            if x is inputs[-1]:
+                return False
+            raise ValueError(
+                f"{spec.model} itself refuses an input {tuple(x.shape)}: it is not free in "
+                f"{', '.join(spec.dynamic)}: {str(error).splitlines()[0]}"
+            ) from error
+    return True
+
+
+def common(a: Spec, b: Spec) -> Spec:
+    """What both take: an axis is free where it is in both, and has the size that one of them fixes.
+
+    Raises:
+        ValueError: there is no such input.
+    """
+    shape = list(a.shape)
+    if len(a.shape) != len(b.shape) or (a.preprocessing is None) != (b.preprocessing is None):
+        raise ValueError(f"inputs {a.wanted()} and {b.wanted()} differ: nothing fits both")
+    for at in range(len(shape)):
+        fixed = [s.shape[at] for s in (a, b) if at not in s.axes.values()]
+        if len(set(fixed)) > 1:
+            raise ValueError(f"inputs {a.wanted()} and {b.wanted()} differ: nothing fits both")
+        shape[at] = fixed[0] if fixed else shape[at]
+    free = tuple(name for name in AXES[len(shape)] if name in a.dynamic and name in b.dynamic)
+    values = {f: getattr(a, f) for f in a.__dataclass_fields__}
+    return Spec(**values | {"shape": tuple(shape), "dynamic": free})

@@ -1,68 +1,138 @@
-"""Exported files on their runtimes, called like the network they came from."""
+"""Networks and exported files on their runtimes, all called like the network they came from."""
 
+import json
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
-import onnxruntime as ort
 import torch
-from nlzoo.export.spec import KEY, Spec
-from torch import Tensor
+from nlzoo.export.sessions import OnnxRuntime, OpenVino, Session, Tensors, Torch
+from nlzoo.export.source import Source, load_network
+from nlzoo.export.spec import KEY, Spec, foreign_spec, read_onnx, spec_of
+from torch import Tensor, nn
 
+from nlzoo.names import check_choice
 from nlzoo.preprocessing import Normalize, Preprocessing
+
+RUNTIMES = {  # by suffix; the first is the default
+    "": ("eager", "compile"),
+    ".onnx": ("onnxruntime", "openvino"),
+    ".engine": ("engine",),
+}
 
 
 class Runner:
-    """An ONNX file on ONNX Runtime's CPU provider.
+    """A network on a runtime; a context manager. One belongs to the thread that made it.
 
     Args:
-        path: a file of `nlzoo.export`.
-        threads: of one call; 0: all cores.
+        source: an .onnx or .engine file of `nlzoo.export`; a checkpoint of `nlzoo.fit`, a model
+            name, MODULE:OBJECT or a network.
+        runtime: eager or compile for networks, onnxruntime or openvino for ONNX files, engine;
+            empty: the first that fits.
+        threads: of a call on a CPU; 0: the runtime's own choice.
+        shape: of the input of a network, see `load_network`.
+        preprocessing: of an ONNX file from elsewhere.
 
     Attributes:
-        spec: what the file says of itself.
+        spec: what the file or network says of itself.
+        runtime: its name.
+        device: where inputs are taken and outputs left.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an ONNX file, or one that says nothing about its input.
+        FileNotFoundError: no such file or name.
+        ValueError: the runtime is missing or cannot run it; a file that says nothing of its input.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no file {path}; make it by python -m nlzoo.export onnx")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self._session = ort.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the runtime's own, one class for each reason
-            raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
-        metadata: dict[str, Any] = self._session.get_modelmeta().custom_metadata_map
-        if KEY not in metadata:
-            raise ValueError(f"{path} says nothing about its input: it is no file of nlzoo.export")
-        self.spec = Spec.from_json(metadata[KEY])
-        pre = self.spec.preprocessing
-        self._normalize = Normalize(pre.mean, pre.std)
-        self.device = torch.device("cpu")
-        self.num_classes: int = self._session.get_outputs()[0].shape[1]
+    def __init__(
+        self,
+        source: Source,
+        runtime: str = "",
+        threads: int = 0,
+        shape: Sequence[int] = (),
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        suffix = "" if isinstance(source, nn.Module) else Path(source).suffix
+        kinds = RUNTIMES.get(suffix, RUNTIMES[""])
+        self.runtime = runtime or kinds[0]
+        check_choice("runtime", self.runtime, kinds)
+        self._session: Session
+        if suffix == ".onnx":
+            file = read_onnx(source)  # type: ignore[arg-type]
+            self.spec = spec_of(file) or _foreign(file, preprocessing, source)
+            kind = OnnxRuntime if self.runtime == "onnxruntime" else OpenVino
+            self._session = kind(Path(str(source)), threads)
+        elif suffix == ".engine":
+            self._open_engine(Path(str(source)))
+        else:
+            model, self.spec = load_network(source, shape)
+            self._session = Torch(model, threads, self.runtime == "compile")
+        self.device = self._session.device
+        self._thread = threading.get_ident()
+        self._normalize: nn.Module = nn.Identity()
+        if (pre := self.spec.preprocessing) and not self.spec.raw:
+            self._normalize = Normalize(pre.mean, pre.std).to(self.device)
+
+    def _open_engine(self, path: Path) -> None:
+        from nlzoo.export.engine import EngineSession
+
+        beside = path.with_name(f"{path.name}.json")
+        if not beside.is_file():
+            raise FileNotFoundError(f"no {beside}, which says what {path} takes; copy both")
+        self.spec = Spec.from_json(json.loads(beside.read_text("utf-8"))[KEY])
+        self._session = EngineSession(path)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pixels reach it."""
+        """How pixels reach it.
+
+        Raises:
+            ValueError: it is not a video network.
+        """
+        if self.spec.preprocessing is None:
+            raise ValueError(f"{self.spec.model} is no video network")
         return self.spec.preprocessing
 
-    def __call__(self, clip: Tensor) -> Tensor:
-        """(B, 3, T, H, W), uint8 or (not `raw`) normalised float32 -> scores (B, K) float32.
+    def __call__(self, input: Tensor) -> Tensor:
+        """float32, of video networks also uint8 clips -> the first output, float32, see `Spec`.
 
         Raises:
             ValueError: a shape or dtype that the file does not take.
+            RuntimeError: called from another thread.
         """
-        self.spec.check(tuple(clip.shape))
-        if not self.spec.raw:
-            clip = self._normalize(clip)
+        return next(iter(self.run(input).values()))
+
+    def run(self, input: Tensor) -> Tensors:
+        """The same, all outputs by name."""
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("this Runner was made in another thread; make one in each")
+        self.spec.check(tuple(input.shape))
+        input = self._normalize(input.to(self.device))
         wanted = torch.uint8 if self.spec.raw else torch.float32
-        if clip.dtype != wanted:
-            raise ValueError(f"clip has dtype {clip.dtype}, wanted {wanted}")
-        (scores,) = self._session.run(["scores"], {"clip": clip.contiguous().numpy()})
-        return torch.from_numpy(scores)
+        if input.dtype != wanted:
+            raise ValueError(f"input has dtype {input.dtype}, wanted {wanted}")
+        return self._session.run({self.spec.input: input.contiguous()})
+
+    def close(self) -> None:
+        """Free what the runtime holds."""
+        self._session.close()
+
+    def __enter__(self) -> "Runner":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _foreign(file: object, preprocessing: Preprocessing | None, source: Source) -> Spec:
+    if preprocessing is None:
+        raise ValueError(
+            f"{source} says nothing about its input, it is no file of nlzoo.export; tell run by "
+            "--clip 32x2 --crop 256 --mean 0.45,0.45,0.45 --std 0.225,0.225,0.225 --classes FILE"
+        )
+    return foreign_spec(file, preprocessing)  # type: ignore[arg-type]

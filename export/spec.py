@@ -2,54 +2,138 @@
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
+
+import onnx
 
 from nlzoo.preprocessing import Preprocessing
 
 KEY = "nlzoo"  # of the file's metadata
-AXES = {"batch": 0, "frames": 2, "height": 3, "width": 4}  # of a clip (B, C, T, H, W)
+AXES = {  # names of the axes that may be dynamic, by the rank of the input
+    3: {"batch": 0, "length": 2},
+    4: {"batch": 0, "height": 2, "width": 3},
+    5: {"batch": 0, "frames": 2, "height": 3, "width": 4},
+}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One exported network.
+    """One network as a file.
 
-    Its input "clip" is (B, 3, T, H, W): float32, normalised, or with `raw` uint8 as decoded. Its
-    output "scores" is (B, K) float32: logits, or log-probabilities where the size is dynamic.
+    Its input is float32, or with `raw` uint8 as decoded; video networks take clips (B, 3, T, H, W),
+    normalised or raw. Its output is float32; of video networks (B, K).
     """
 
-    model: str  # name
-    source: str  # file of the weights; empty: random
+    model: str  # name, or MODULE:OBJECT
+    source: str  # file of the weights; empty: random, or the object's own
     sha256: str  # of that file
+    licence: str  # of the weights; empty: not said
     version: str  # of nlzoo
-    precision: str  # fp32 or fp16
+    precision: str  # fp32, fp16, bf16 or int8
     raw: bool
     shape: tuple[int, ...]  # it was exported with
-    dynamic: tuple[str, ...]  # keys of AXES that may differ from it
-    preprocessing: Preprocessing
+    dynamic: tuple[str, ...]  # axes that may differ from it
+    preprocessing: Preprocessing | None  # None: not a video network
+    output: str = "logits"  # or log-probabilities
+    input: str = "input"  # its name
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The dynamic axes: name -> position."""
+        return {name: AXES[len(self.shape)][name] for name in self.dynamic}
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it is a video network for clips of any height or width."""
+        return self.preprocessing is not None and bool({"height", "width"} & {*self.dynamic})
 
     def to_json(self) -> str:
         """For the metadata."""
-        return json.dumps(asdict(self) | {"preprocessing": self.preprocessing.to_dict()})
+        pre = self.preprocessing
+        return json.dumps(asdict(self) | {"preprocessing": pre.to_dict() if pre else None})
 
     @classmethod
     def from_json(cls, text: str) -> "Spec":
         """Inverse of `to_json`."""
         values: dict[str, Any] = json.loads(text)
-        values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+        if values["preprocessing"]:
+            values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**values)
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError where an input of this shape does not fit."""
-        if len(shape) != len(self.shape):
-            raise ValueError(f"clip has shape {shape}, wanted {self.wanted()}")
-        free = {AXES[name] for name in self.dynamic}
-        wrong = [i for i, s in enumerate(self.shape) if i not in free and shape[i] != s]
-        if wrong or min(shape) < 1:
-            raise ValueError(f"clip has shape {shape}, wanted {self.wanted()}")
+        free = self.axes.values()
+        fits = len(shape) == len(self.shape) and min(shape) > 0
+        if not fits or any(shape[i] != s for i, s in enumerate(self.shape) if i not in free):
+            raise ValueError(f"input has shape {shape}, wanted {self.wanted()}")
 
     def wanted(self) -> str:
         """The shape in words: `(batch, 3, 32, 256, 256)`."""
-        names = {AXES[name]: name for name in self.dynamic}
+        names = {position: name for name, position in self.axes.items()}
         return f"({', '.join(str(names.get(i, s)) for i, s in enumerate(self.shape))})"
+
+
+def read_onnx(path: str | Path) -> onnx.ModelProto:
+    """An ONNX file, its weights left where they are.
+
+    Raises:
+        FileNotFoundError: no such file, or not the one that it keeps its weights in.
+        ValueError: it is no ONNX file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; make it by python -m nlzoo.export onnx")
+    try:
+        file = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # of protobuf, whose classes differ between its versions
+        raise ValueError(f"{path} is not an ONNX file, or is truncated; export it again") from error
+    if not file.graph.node:
+        raise ValueError(f"{path} is not an ONNX file, or is truncated; export it again")
+    for weights in file.graph.initializer:
+        for entry in weights.external_data:
+            if entry.key == "location" and not (path.parent / entry.value).is_file():
+                raise FileNotFoundError(
+                    f"{path} keeps its weights in {entry.value}, which is not beside it; copy both"
+                )
+    return file
+
+
+def spec_of(file: onnx.ModelProto) -> Spec | None:
+    """What a file of `nlzoo.export` says of itself; None for files of others."""
+    entries = {entry.key: entry.value for entry in file.metadata_props}
+    return Spec.from_json(entries[KEY]) if KEY in entries else None
+
+
+def foreign_spec(file: onnx.ModelProto, preprocessing: Preprocessing) -> Spec:
+    """That of a video network from elsewhere, of one input; what it sees has to be given.
+
+    Raises:
+        ValueError: it does not take clips (B, 3, T, H, W) of float32 or uint8.
+    """
+    weights = {w.name for w in file.graph.initializer}
+    (first, *others) = [i for i in file.graph.input if i.name not in weights]
+    kind = first.type.tensor_type
+    pre, dims = preprocessing, kind.shape.dim
+    types = {onnx.TensorProto.FLOAT: False, onnx.TensorProto.UINT8: True}
+    if others or len(dims) != 5 or kind.elem_type not in types:
+        raise ValueError("it is no video network: one input (B, 3, T, H, W), float32 or uint8")
+    default = 1, 3, pre.frames, pre.test_crop, pre.test_crop
+    free = [name for name, at in AXES[5].items() if not dims[at].HasField("dim_value")]
+    sizes = tuple(
+        d.dim_value if d.HasField("dim_value") else s for d, s in zip(dims, default, strict=True)
+    )
+    return Spec(
+        model="",
+        source="",
+        sha256="",
+        licence="",
+        version="",
+        precision="fp32",
+        raw=types[kind.elem_type],
+        shape=sizes,
+        dynamic=tuple(free),
+        preprocessing=pre,
+        input=first.name,
+    )

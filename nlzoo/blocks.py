@@ -18,7 +18,14 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 EXTENTS: tuple[Extent, ...] = ("spacetime", "space", "time")
 CONVS: dict[int, type[Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def _max_pool1d(x: Tensor, kernel: Sequence[int]) -> Tensor:
+    """As an image one pixel high: torch.export takes the length for fixed in F.max_pool1d."""
+    return F.max_pool2d(x.unsqueeze(2), (1, *kernel)).squeeze(2)
+
+
+POOLS = {1: _max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class NonLocalBlock(nn.Module):
@@ -236,7 +243,8 @@ class NonLocalBlock(nn.Module):
             phi, g = self._pool(phi), self._pool(g)
             if self.form == "concatenation":
                 with ops.autocast_off(phi):
-                    phi = ops.at_least_float32(phi) @ self.w_f[self.inner :, None]
+                    w = ops.at_least_float32(self.w_f[self.inner :, None])
+                    phi = ops.at_least_float32(phi) @ w
         return phi.flatten(1, -2), g.flatten(1, -2)
 
     def _pairwise(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:

@@ -20,8 +20,6 @@ At = tuple[int, int, int]  # (frame, x, y) of a video
 class Watcher(Protocol):
     """A network, or an exported one."""
 
-    num_classes: int
-
     @property
     def preprocessing(self) -> Preprocessing:
         """What a clip is."""
@@ -77,13 +75,13 @@ def score_video(
     pre = model.preprocessing
     transform = EvalTransform(pre.test_size, pre.test_crop, crops)
     views = EvalClips([video], [0], pre.frames, pre.stride, pre.fps, transform, clips)
-    total, damage = torch.zeros(model.num_classes, dtype=torch.float64), ""
+    total, damage = torch.zeros((), dtype=torch.float64), ""
     for k in range(clips):
         view, label, _, notes = views[k]
         damage = notes[0].reason if notes else damage
         if label == UNREADABLE:
             raise UnreadableVideo(damage)
-        total += model(view.to(model.device)).double().softmax(1).sum(0).cpu()
+        total = total + model(view.to(model.device)).double().softmax(1).sum(0).cpu()
     return total / (clips * crops), damage
 
 

@@ -1,0 +1,76 @@
+"""Networks to export, run and compare: by name, by checkpoint, or where a user's own one is."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+
+import torch
+from nlzoo.export.spec import AXES, Spec
+from torch import nn
+
+from nlzoo.models import MODELS, create_model, load_model
+from nlzoo.names import nearest
+from nlzoo.version import __version__
+from nlzoo.video import VideoResNet
+
+Source = str | Path | nn.Module
+
+
+def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, Spec]:
+    """A network in evaluation mode, and what it says of itself: float32, every axis free.
+
+    Args:
+        source: a checkpoint of `nlzoo.fit`; a name of `nlzoo.list_models()` (random weights, always
+            the same); a network, or where one is: MODULE:OBJECT (one, or a function that returns
+            one).
+        shape: of its input; a video network's by default (2, 3, frames, test crop, test crop).
+
+    Raises:
+        FileNotFoundError: no such checkpoint or name; gives the nearest.
+        ValueError: MODULE:OBJECT is no network; no shape; see `nlzoo.load_model`.
+    """
+    model, name, sha256 = _load(source)
+    video = isinstance(model, VideoResNet)
+    pre = model.preprocessing if isinstance(model, VideoResNet) else None
+    if pre and not shape:
+        shape = 2, 3, pre.frames, pre.test_crop, pre.test_crop
+    if len(shape) not in ((5,) if video else AXES):
+        wanted = "(batch, 3, frames, height, width)" if video else "3 to 5 numbers, batch first"
+        raise ValueError(f"{name}: shape {tuple(shape)} of the input: give {wanted} (--shape)")
+    return model.eval(), Spec(
+        model=name,
+        source=str(source) if sha256 else "",
+        sha256=sha256,
+        licence="",
+        version=__version__,
+        precision="fp32",
+        raw=False,
+        shape=tuple(shape),
+        dynamic=tuple(AXES[len(shape)]),
+        preprocessing=pre,
+    )
+
+
+def _load(source: Source) -> tuple[nn.Module, str, str]:
+    """The network, its name, and the hash of its weights file."""
+    if isinstance(source, nn.Module):
+        return source, type(source).__name__, ""
+    source = str(source)
+    if source in MODELS:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return create_model(source), source, ""
+    if Path(source).is_file():
+        model = load_model(source)
+        return model, model.spec["name"], hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    if ":" not in source:
+        raise FileNotFoundError(f"no checkpoint or model {source!r}{nearest(source, MODELS)}")
+    try:
+        found = resolve_name(source)
+        made = found if isinstance(found, nn.Module) else found()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"{source}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{source} gives a {type(made).__name__}, not a network")
+    return made, source, ""

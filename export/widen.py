@@ -1,0 +1,44 @@
+"""Files in bfloat16, and the same in float32 for runtimes that have no bfloat16."""
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+BF16, FP32 = TensorProto.BFLOAT16, TensorProto.FLOAT
+
+
+def narrow(file: onnx.ModelProto) -> onnx.ModelProto:
+    """Convolutions take bfloat16 weights; the exporter leaves those that it merged in float32."""
+    del file.graph.value_info[:]  # says float32, too
+    merged = {name for n in file.graph.node if n.op_type == "Conv" for name in n.input[1:]}
+    for weights in file.graph.initializer:
+        if weights.name in merged and weights.data_type == FP32:
+            array = numpy_helper.to_array(weights).astype(ml_dtypes.bfloat16)
+            weights.CopyFrom(numpy_helper.from_array(array, weights.name))
+    return file
+
+
+def widen(file: onnx.ModelProto) -> onnx.ModelProto:
+    """The same operators and (rounded) weights in float32: all but the rounding on the way.
+
+    ONNX Runtime has no bfloat16 convolution on a CPU, so this is how such a file is checked.
+    """
+    wide = onnx.ModelProto()
+    wide.CopyFrom(file)
+    del wide.graph.value_info[:]
+    for weights in wide.graph.initializer:
+        _widen(weights)
+    for node in wide.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == BF16:
+                attribute.i = FP32
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                _widen(attribute.t)
+    return wide
+
+
+def _widen(tensor: TensorProto) -> None:
+    if tensor.data_type == BF16:
+        array = numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))

@@ -1,0 +1,153 @@
+"""Every runtime under one call."""
+
+import importlib.util
+import json
+import threading
+
+import onnx
+import pytest
+import torch
+from nlzoo.export import __main__ as program
+from nlzoo.export.onnx import export_onnx
+from nlzoo.export.parity import compare
+from nlzoo.export.runtime import Runner
+from test_export import checkpoint, clips
+from torch import nn
+
+from nlzoo.data.decode import write_video
+from nlzoo.program import run
+from nlzoo.watch import score_video, watch_video
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A checkpoint, its network and its ONNX file."""
+    folder = tmp_path_factory.mktemp("runtime")
+    source, model = checkpoint(folder / "c.ckpt")
+    export_onnx(source, folder / "m.onnx")
+    return source, model, folder / "m.onnx"
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "v.mp4"
+    write_video(path, torch.randint(0, 256, (20, 64, 80, 3), dtype=torch.uint8), 10)
+    return path
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "openvino"])
+def test_every_runtime_computes_the_network(files, runtime):
+    if runtime == "openvino" and not importlib.util.find_spec("openvino"):
+        pytest.skip("openvino is not installed")
+    source, model, path = files
+    with Runner(source if runtime == "eager" else path, runtime, threads=1) as runner:
+        assert compare(model, runner, [clips(3), clips(1)]).relative_l2 <= 1e-5
+        first = runner(clips(2))
+        kept = first.clone()
+        runner(clips(2, seed=1))
+        assert torch.equal(first, kept)  # the next call does not overwrite it
+        assert list(runner.run(clips(1))) == ["output"]
+
+
+@pytest.mark.slow
+def test_compiled(files):
+    with Runner(files[0], "compile") as runner:
+        assert compare(files[1], runner, [clips(2)]).relative_l2 <= 1e-5
+
+
+def test_threads_of_the_process_stay_as_they_are(files):
+    before = torch.get_num_threads()
+    with Runner(files[0], threads=before + 1) as runner:
+        runner(clips(1))
+    assert torch.get_num_threads() == before
+
+
+def test_one_runner_a_thread(files):
+    errors = []
+
+    def use(runner):
+        try:
+            runner(clips(1))
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    with Runner(files[2]) as runner:
+        thread = threading.Thread(target=use, args=(runner,))
+        thread.start()
+        thread.join()
+    assert "another thread" in errors[0]
+
+
+def test_shapes_and_dtypes_are_checked_before_the_call(files):
+    with Runner(files[2]) as runner:
+        with pytest.raises(ValueError, match=r"\(1, 3, 8, 32, 32\), wanted \(batch, 3, 8, 64, 64"):
+            runner(clips(1, side=32))
+        with pytest.raises(ValueError, match=r"dtype torch.float64, wanted torch.float32"):
+            runner(clips(1).double())
+    with pytest.raises(ValueError, match="unknown runtime 'onnxrt'; did you mean 'onnxruntime'"):
+        Runner(files[2], "onnxrt")
+
+
+def test_files_that_cannot_be_run(files, tmp_path, capsys):
+    (tmp_path / "text.onnx").write_text("hello")
+    (tmp_path / "part.onnx").write_bytes(files[2].read_bytes()[:5000])
+    file = onnx.load(files[2])
+    onnx.save(file, tmp_path / "apart.onnx", save_as_external_data=True, location="apart.data")
+    (tmp_path / "apart.data").unlink()
+    file = onnx.load(files[2])
+    del file.metadata_props[:]
+    onnx.save(file, tmp_path / "foreign.onnx")
+    messages = {
+        "none.onnx": "no file",
+        "text.onnx": "not an ONNX file, or is truncated",
+        "part.onnx": "not an ONNX file, or is truncated",
+        "apart.onnx": "keeps its weights in apart.data, which is not beside it",
+        "foreign.onnx": "--clip 32x2 --crop 256 --mean",
+    }
+    for name, message in messages.items():
+        with pytest.raises(SystemExit) as exit_:
+            run(program.main, ["run", str(tmp_path / name), "a.mp4"])
+        assert exit_.value.code == 2
+        error = capsys.readouterr().err
+        assert name in error
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def answers(capsys, *argv):
+    program.main(["run", *map(str, argv), "--json"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    return {top["class"]: top["score"] for top in answer["top"]}
+
+
+def test_run_prints_what_predict_prints(files, video, capsys):
+    found = answers(capsys, files[2], video)
+    scores, _ = score_video(files[1], video, 10, 1)
+    assert found == pytest.approx(dict(zip("ab", scores.tolist(), strict=True)), abs=1e-5)
+
+
+def test_files_of_others_run_with_what_is_told(files, video, tmp_path, capsys):
+    file = onnx.load(files[2])
+    del file.metadata_props[:]
+    onnx.save(file, tmp_path / "foreign.onnx")
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    told = ("--clip", "8x1", "--crop", "64", "--classes", tmp_path / "names.txt")
+    wanted = answers(capsys, files[2], video)
+    assert answers(capsys, tmp_path / "foreign.onnx", video, *told) == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="expected --clip FRAMESxSTRIDE"):
+        program.main(["run", str(tmp_path / "foreign.onnx"), str(video), "--clip", "8"])
+
+
+class Two(nn.Module):
+    """Not a video network."""
+
+    def forward(self, x):
+        return x * 2.0
+
+
+def test_networks_without_preprocessing_say_so(tmp_path):
+    export_onnx(Two(), tmp_path / "m.onnx", shape=(2, 3, 4))
+    with Runner(tmp_path / "m.onnx") as runner:
+        with pytest.raises(ValueError, match="Two is no video network"):
+            watch_video(runner, "v.mp4", 1, 1)
+        assert torch.equal(runner(torch.ones(5, 3, 4)), torch.full((5, 3, 4), 2.0))
