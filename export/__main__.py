@@ -53,6 +53,7 @@ def onnx_parser() -> ArgumentParser:
     )
     made.add_argument("--shape", default="", help="of the input: 2,3,32,256,256")
     made.add_argument("--licence", default="", help="of the weights, to be kept in the file")
+    made.add_argument("--tolerance", type=float, default=0.0, help="relative L2; 0: by precision")
     return made
 
 
@@ -73,6 +74,7 @@ def onnx(options: Namespace) -> None:
         islands=options.islands == "on",
         shape=numbers("shape", options.shape),
         licence=options.licence,
+        tolerance=options.tolerance,
     )
     size = Path(options.output).stat().st_size / 1e6
     sys.stdout.write(f"{options.output}: {size:.1f} MB; {parity}\n")
@@ -199,6 +201,26 @@ def check(options: Namespace) -> None:
         sys.exit(1)
 
 
+# -- triton ---------------------------------------------------------------------------------
+
+
+def triton_parser() -> ArgumentParser:
+    """Which file, to where."""
+    made = make_parser("", "write a model repository for Triton Inference Server")
+    made.add_argument("file", help="an .onnx file of nlzoo.export")
+    made.add_argument("dest", help="the repository; DEST/NAME is written")
+    made.add_argument("--batch", type=int, default=8, help="requests gathered at most")
+    return made
+
+
+def triton(options: Namespace) -> None:
+    """Write it, and say how to serve it."""
+    from nlzoo.export.triton import write_repository
+
+    folder = write_repository(options.file, options.dest, options.batch)
+    sys.stdout.write(f"{folder}\nNext: tritonserver --model-repository {folder.parent}\n")
+
+
 # -- run ------------------------------------------------------------------------------------
 
 
@@ -264,6 +286,7 @@ PROGRAMS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], No
     "parity": (parity_parser, parity),
     "tensorrt": (tensorrt_parser, tensorrt),
     "check": (check_parser, check),
+    "triton": (triton_parser, triton),
     "run": (run_parser, run_file),
     "quantize": (programs.quantize_parser, programs.quantize),
     "bench": (programs.bench_parser, programs.bench),

@@ -3,10 +3,14 @@
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.convs import SpaceConv3d, TimeConv3d
@@ -42,7 +46,6 @@ class Graph(nn.Module):
 
     Args:
         model: any network of one input and one output.
-        precision: fp32, fp16 or bf16.
         any_size: clips of other heights and widths will come.
         islands: False: scores and softmax in the precision of the rest.
     """
@@ -50,7 +53,6 @@ class Graph(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        precision: str = "fp32",
         any_size: bool = False,
         islands: bool = True,
     ) -> None:
@@ -68,13 +70,58 @@ class Graph(nn.Module):
             self.normalize, self.model.normalize = self.model.normalize, self.normalize  # type: ignore[assignment]
             if any_size:
                 self.model.head = AnySizeHead(self.model.head)  # type: ignore[assignment]
+        self.dtype = torch.float32
+
+    def narrow(self, precision: str, example: Tensor) -> "Graph":
+        """Compute in fp16 or bf16, norms merged into their convolutions before weights are rounded.
+
+        Rounding a convolution and its norm one by one would double the error of deep networks.
+        """
         self.dtype = DTYPES[precision]
-        self.model.to(self.dtype)
+        if self.dtype != torch.float32:
+            _fold_norms(self.model, self.normalize(example))
+            self.model.to(self.dtype)
+        return self
 
     def forward(self, input: Tensor) -> Tensor:
         """What the network computes."""
         output: Tensor = self.model(self.normalize(input).to(self.dtype))
         return output.float()
+
+
+@torch.no_grad()
+def _fold_norms(model: nn.Module, x: Tensor) -> None:
+    """Merge each batch norm into the convolution that it follows, as seen in one pass.
+
+    Left as it was where that changes the output: another layer, too, uses the convolution's.
+    """
+    made: dict[int, tuple[nn.Module, Tensor]] = {}  # an output's id, and the output to keep it one
+    pairs: list[tuple[Any, Any]] = []
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, NonLocalBlock):
+            pairs.extend([(module.out, module.norm)] if module.norm is not None else [])
+        elif isinstance(module, _ConvNd):
+            made[id(output)] = module, output
+        elif isinstance(module, _BatchNorm) and id(inputs[0]) in made:
+            pairs.append((made[id(inputs[0])][0], module))
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    wanted = model(x)
+    for handle in handles:
+        handle.remove()
+    state = deepcopy(model.state_dict())
+    names = {module: name for name, module in model.named_modules()}
+    for conv, norm in pairs:
+        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
+        model.set_submodule(names[norm], nn.Identity())
+    if (model(x) - wanted).norm() > 1e-4 * wanted.norm():
+        for conv, norm in pairs:
+            model.set_submodule(names[norm], norm)
+            conv.weight = nn.Parameter(state[f"{names[conv]}.weight"])
+            bias = state.get(f"{names[conv]}.bias")
+            conv.bias = None if bias is None else nn.Parameter(bias)
 
 
 def _attention(scale: float, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from nlzoo.export.parity import TOLERANCE, Parity, compare, draw_inputs
 from nlzoo.export.runtime import Runner
 from nlzoo.export.source import Source, load_network
 from nlzoo.export.spec import AXES, KEY, Spec
-from nlzoo.export.widen import narrow, widen
+from nlzoo.export.widen import widen
 from torch import Tensor
 from torch.export import Dim
 
@@ -35,6 +35,7 @@ def export_onnx(
     islands: bool = True,
     shape: Sequence[int] = (),
     licence: str = "",
+    tolerance: float = 0.0,
 ) -> Parity:
     """Write a network as ONNX, with all that is needed to run it in the file's metadata.
 
@@ -48,6 +49,7 @@ def export_onnx(
         islands: False: scores and softmax in `precision` too, where the largest score allows it.
         shape: of the input, see `load_network`.
         licence: of the weights, to be kept in the file.
+        tolerance: largest relative L2; 0: that of the precision, `parity.TOLERANCE`.
 
     Returns:
         The parity with the network, over batches and sizes other than the exported one.
@@ -74,15 +76,16 @@ def export_onnx(
         raise ValueError(f"dynamic heights and widths of a clip start at {32 * WINDOW} pixels")
     if spec.any_size:
         spec = replace(spec, output="log-probabilities")
-    reference = Graph(model, "fp32", spec.any_size)
+    reference = Graph(model, spec.any_size)
     inputs = draw_inputs(spec, reference)
     if not islands and (largest := largest_logit(model, inputs)) > NO_ISLANDS:
         raise ValueError(f"islands off: scores reach {largest:.3g}, more than {NO_ISLANDS}")
     with whole_file(path) as part:
-        _write(Graph(model, precision, spec.any_size, islands), spec, opset, part)
+        graph = Graph(model, spec.any_size, islands).narrow(precision, inputs[0])
+        _write(graph, spec, opset, part)
         _check_axes(part, spec)
         parity = _run_and_compare(part, reference, inputs, spec)
-        parity.check(TOLERANCE[precision])
+        parity.check(tolerance or TOLERANCE[precision])
     return parity
 
 
@@ -108,8 +111,6 @@ def _write(graph: Graph, spec: Spec, opset: int, path: Path) -> None:
     assert program is not None
     program.model.metadata_props[KEY] = spec.to_json()
     program.save(str(path), external_data=False)
-    if spec.precision == "bf16":
-        onnx.save(narrow(onnx.load(str(path))), str(path))
     onnx.checker.check_model(str(path), full_check=True)
 
 

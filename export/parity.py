@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from math import inf
+from math import inf, isinf
 from typing import Any
 
 import torch
@@ -38,7 +38,8 @@ class Parity:
     def check(self, tolerance: float) -> None:
         """Raise ToleranceError where it is, or is not a number."""
         if not self.relative_l2 <= tolerance:
-            raise ToleranceError(f"parity is out of tolerance {tolerance:g}: {self}")
+            over = "; beyond float16's range? bf16 has that of float32" * isinf(self.relative_l2)
+            raise ToleranceError(f"parity is out of tolerance {tolerance:g}: {self}{over}")
 
 
 def compare(

@@ -1,22 +1,10 @@
-"""Files in bfloat16, and the same in float32 for runtimes that have no bfloat16."""
+"""bfloat16 files in float32, for runtimes that have no bfloat16."""
 
-import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
 BF16, FP32 = TensorProto.BFLOAT16, TensorProto.FLOAT
-
-
-def narrow(file: onnx.ModelProto) -> onnx.ModelProto:
-    """Convolutions take bfloat16 weights; the exporter leaves those that it merged in float32."""
-    del file.graph.value_info[:]  # says float32, too
-    merged = {name for n in file.graph.node if n.op_type == "Conv" for name in n.input[1:]}
-    for weights in file.graph.initializer:
-        if weights.name in merged and weights.data_type == FP32:
-            array = numpy_helper.to_array(weights).astype(ml_dtypes.bfloat16)
-            weights.CopyFrom(numpy_helper.from_array(array, weights.name))
-    return file
 
 
 def widen(file: onnx.ModelProto) -> onnx.ModelProto:
