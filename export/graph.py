@@ -67,7 +67,7 @@ class Graph(nn.Module):
                 module.__class__ = nn.Conv3d  # type: ignore[assignment]
         self.normalize: nn.Module = nn.Identity()
         if isinstance(self.model, VideoResNet):  # normalises in float32
-            self.normalize, self.model.normalize = self.model.normalize, self.normalize  # type: ignore[assignment]
+            self.normalize, self.model.normalize = self.model.normalize, self.normalize
             if any_size:
                 self.model.head = AnySizeHead(self.model.head)  # type: ignore[assignment]
         self.dtype = torch.float32

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+import onnx
 import torch
 from nlzoo.export.sessions import OnnxRuntime, OpenVino, Session, Tensors, Torch
 from nlzoo.export.source import Source, load_network
@@ -58,7 +59,7 @@ class Runner:
         check_choice("runtime", self.runtime, kinds)
         self._session: Session
         if suffix == ".onnx":
-            file = read_onnx(source)  # type: ignore[arg-type]
+            file = read_onnx(str(source))
             self.spec = spec_of(file) or _foreign(file, preprocessing, source)
             kind = OnnxRuntime if self.runtime == "onnxruntime" else OpenVino
             self._session = kind(Path(str(source)), threads)
@@ -129,10 +130,10 @@ class Runner:
         self.close()
 
 
-def _foreign(file: object, preprocessing: Preprocessing | None, source: Source) -> Spec:
+def _foreign(file: onnx.ModelProto, preprocessing: Preprocessing | None, source: Source) -> Spec:
     if preprocessing is None:
         raise ValueError(
             f"{source} says nothing about its input, it is no file of nlzoo.export; tell run by "
             "--clip 32x2 --crop 256 --mean 0.45,0.45,0.45 --std 0.225,0.225,0.225 --classes FILE"
         )
-    return foreign_spec(file, preprocessing)  # type: ignore[arg-type]
+    return foreign_spec(file, preprocessing)

@@ -1,6 +1,6 @@
 """The non-local block, equation (6) of arXiv 1711.07971: z_i = W_z y_i + x_i."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Literal
 
@@ -25,7 +25,7 @@ def _max_pool1d(x: Tensor, kernel: Sequence[int]) -> Tensor:
     return F.max_pool2d(x.unsqueeze(2), (1, *kernel)).squeeze(2)
 
 
-POOLS = {1: _max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+POOLS: dict[int, Callable[..., Tensor]] = {1: _max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 class NonLocalBlock(nn.Module):
