@@ -23,6 +23,7 @@ from timm.layers import NonLocalAttn
 from torch import Tensor, nn
 
 from benchmarks.measure import (
+    bar,
     describe,
     interleaved,
     machine,
@@ -224,10 +225,6 @@ def growth_bars(growth: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 bar(f"{passes}: {form} grows as N to the power", 1.25, power, power <= 1.25)
             )
     return bars
-
-
-def bar(what: str, wanted: float, got: float, holds: bool) -> dict[str, Any]:
-    return {"bar": what, "wanted": wanted, "measured": got, "holds": "yes" if holds else "NO"}
 
 
 def render(path: Path) -> str:

@@ -1,18 +1,16 @@
-"""Honest timing on noisy machines: interleaved rounds, medians, peak memory of fresh processes."""
+"""What the benchmarks share: `nlzoo.export.timing`, peak memory of fresh processes, tables."""
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
+from nlzoo.export import timing
+from nlzoo.export.timing import machine as machine
+from nlzoo.export.timing import ratio as ratio
 
 from nlzoo.files import write_whole
 
@@ -21,24 +19,11 @@ def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[
     """Seconds of each call: one warm-up of all, then A B C, A B C, ... so that noise meets all."""
     for call in variants.values():
         call()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, call in variants.items():
-            _synchronize()
-            start = time.perf_counter()
-            call()
-            _synchronize()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+    return {name: x.wall for name, x in timing.interleaved(variants, range(rounds)).items()}
 
 
 def median(seconds: Sequence[float]) -> float:
     return statistics.median(seconds)
-
-
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Median of the round-by-round quotients: neighbours in time share the machine's noise."""
-    return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
 def peak_bytes(setup: str, measured: str, threads: int = 1) -> int:
@@ -67,21 +52,6 @@ def peak_bytes(setup: str, measured: str, threads: int = 1) -> int:
     return int(done.stdout.split()[-1])
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    facts: dict[str, Any] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "load": [round(x, 1) for x in os.getloadavg()],
-    }
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
-
-
 def describe(facts: Mapping[str, Any]) -> str:
     """The same in a few words."""
     where = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores"
@@ -100,20 +70,12 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def bar(what: str, wanted: float, got: float, holds: bool) -> dict[str, Any]:
+    """A row of the table of what has to hold."""
+    return {"bar": what, "wanted": wanted, "measured": got, "holds": "yes" if holds else "NO"}
+
+
 def _cell(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -81,6 +81,14 @@ def parse_options(
         raise ValueError(parser_message(str(error), [*options, *keys])) from error
 
 
+def numbers(option: str, text: str, separator: str = ",") -> list[int]:
+    """`1,2,3` as numbers; a ValueError that names the option where it is something else."""
+    parts = [part.strip() for part in text.split(separator) if part]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--{option} {text!r}: expected numbers, as in {separator.join('123')}")
+    return [int(part) for part in parts]
+
+
 def one_line(error: BaseException) -> str:
     """What is wrong, without a worker's traceback or a parser's list of union types."""
     text = str(error).strip() or type(error).__name__

@@ -46,7 +46,9 @@ OTHERS = {
     "jsonargparse": {"program", "cli", "fit", "evaluate", "predict", "data.prepare"},
     "onnx": set(),
     "onnxruntime": set(),
+    "openvino": set(),
     "tensorrt": set(),
+    "tensorrt_rtx": set(),
     "export": set(),
     "benchmarks": set(),
 }
@@ -138,6 +140,14 @@ def test_nobody_imports_a_program() -> None:
 def test_packages_of_others_stay_in_their_place(package: str) -> None:
     users = {m for m in TREES if package in {i.split(".")[0] for i in imports(TREES[m])}}
     assert not [m for m in users if not under(m, OTHERS[package])]
+
+
+def test_of_export_only_the_programs_know_data() -> None:
+    known = {"lightning", "nlzoo.tasks", "nlzoo.data", "nlzoo.watch", "nlzoo.answer"}
+    for path in (PACKAGE.parent / "export").glob("*.py"):
+        found = set(imports(ast.parse(path.read_text("utf-8"))))
+        if path.stem not in ("__main__", "programs"):
+            assert not [name for name in found if under(name, known)], path.name
 
 
 def test_the_core_needs_torch_only() -> None:

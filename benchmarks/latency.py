@@ -1,0 +1,113 @@
+"""NL I3D ResNet-50 on the runtimes of a CPU, beside pytorchvideo's network with its own blocks.
+
+    python -m benchmarks.latency [--rounds 15]   # one thread, needs nlzoo[openvino]
+    python -m benchmarks.latency --render        # the table again, from JSON
+
+One clip of 8 x 224 x 224, float32. All have the same weights and compute the same function, which
+is checked first. Seconds of the clock, and of the processor: the steadier ones on a shared machine.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from nlzoo.export.bench import against, spread
+from nlzoo.export.onnx import export_onnx
+from nlzoo.export.parity import compare
+from nlzoo.export.runtime import Runner
+from nlzoo.export.timing import LEAST_ROUNDS, interleaved, machine, ratio
+from torch import Tensor
+
+import nlzoo
+from benchmarks.measure import bar, describe, table, write_json
+from benchmarks.network import reference, share_weights
+
+RESULTS = Path(__file__).parent / "results" / "latency.json"
+SHAPE = (1, 3, 8, 224, 224)
+PLAIN, EAGER, ORT, OPENVINO = "pytorchvideo, eager", "nlzoo, eager", "ONNX Runtime", "OpenVINO"
+BARS = ((ORT, PLAIN, 0.60), (OPENVINO, PLAIN, 0.50), (ORT, EAGER, 1.0), (OPENVINO, EAGER, 1.0))
+
+
+def networks(stack: ExitStack, folder: Path) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Of the same weights: as built by pytorchvideo, by nlzoo, and nlzoo's file on two runtimes."""
+    plain = reference().eval()
+    ours = nlzoo.create_model("i3d_r50_nl5", geometry="hub").eval()
+    share_weights(ours, plain)
+    export_onnx(ours, folder / "m.onnx", shape=SHAPE)
+    sources = {EAGER: (ours, "eager"), ORT: (folder / "m.onnx", "onnxruntime")}
+    sources[OPENVINO] = (folder / "m.onnx", "openvino")
+    runners = {
+        name: stack.enter_context(Runner(source, runtime, threads=1))
+        for name, (source, runtime) in sources.items()
+    }
+    return {PLAIN: torch.no_grad()(plain), **runners}
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    clip = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        calls = networks(stack, Path(folder))
+        parity = {name: compare(calls[PLAIN], call, [clip]) for name, call in calls.items()}
+        times = interleaved({k: partial(call, clip) for k, call in calls.items()}, range(rounds))
+    rows = [
+        {"network": name}
+        | spread(times[name])
+        | against(times[name], times[PLAIN])
+        | {"relative L2": parity[name].relative_l2}
+        for name in calls
+    ]
+    bars = [
+        bar(f"{name}: time as a share of {other}", most, share, share <= most)
+        for name, other, most in BARS
+        for share in (ratio(times[name].wall, times[other].wall),)
+    ]
+    return {"rows": rows, "bars": bars}
+
+
+def render() -> str:
+    """Write the Markdown tables beside the JSON file; return them."""
+    results = json.loads(RESULTS.read_text())
+    head = f"NL I3D R50, {' x '.join(map(str, SHAPE))}, one thread; {describe(results['machine'])}."
+    rows = [
+        {
+            "network": row["network"],
+            "median, ms": row["median_ms"],
+            "p90": row["p90_ms"],
+            "processor, ms": row["cpu_ms"],
+            "share of the first": row["ratio"],
+            "95 % of": " to ".join(f"{x:.3f}" for x in row["interval"]),
+            "relative L2": f"{row['relative L2']:.1e}",
+        }
+        for row in results["rows"]
+    ]
+    tables = (table(some, list(some[0])) for some in (rows, results["bars"]))
+    text = "\n\n".join([head, *tables]) + "\n"
+    RESULTS.with_suffix(".md").write_text(text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15, help=f"{LEAST_ROUNDS} or more")
+    parser.add_argument("--render", action="store_true", help="tables from the JSON file")
+    options = parser.parse_args()
+    if not options.render:
+        torch.set_num_threads(1)
+        facts = machine()
+        write_json(RESULTS, {"machine": facts, **measure(options.rounds)})
+    text = render()
+    print(text)
+    if "| NO |" in text:
+        raise SystemExit("a bar does not hold")
+
+
+if __name__ == "__main__":
+    main()

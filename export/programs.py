@@ -1,0 +1,183 @@
+"""`quantize`, `bench` and `report`: the programs that look at a user's own videos, or measure.
+
+They know `nlzoo.data`, which the rest of the package does not.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from nlzoo.program import make_parser, numbers
+
+if TYPE_CHECKING:
+    from nlzoo.export.runtime import Runner
+    from torch import Tensor
+
+    from nlzoo.data.kinetics import Kinetics
+
+
+# -- quantize -------------------------------------------------------------------------------
+
+
+def quantize_parser() -> ArgumentParser:
+    """Which file, and what to calibrate on."""
+    made = make_parser("", "write an int8 form of an fp32 file; accuracy before and after")
+    made.add_argument("file", help="an .onnx file of nlzoo.export")
+    made.add_argument("--output", required=True, help="file to write")
+    made.add_argument("--data", required=True, help="folder of videos, as nlzoo.fit takes it")
+    made.add_argument("--clips", type=int, default=64, help="of training videos, to calibrate on")
+    made.add_argument("--train", default="train", help="name of the training split")
+    made.add_argument("--val", default="val", help="name of the validation split")
+    return made
+
+
+def quantize(options: Namespace) -> None:
+    """Calibrate on training clips; score both files on the centre clips of validation."""
+    from nlzoo.export import quantize as int8
+    from nlzoo.export.bench import top1
+    from nlzoo.export.runtime import Runner
+
+    with Runner(options.file) as runner:
+        batch = 1 if "batch" in runner.spec.dynamic else runner.spec.shape[0]
+        data = labelled(options.data, runner, batch, options.train, options.val)
+        train = data.train_dataloader()
+        clips = (some for some, *_ in islice(train, options.clips // batch))
+        int8.quantize(options.file, options.output, clips)
+        before = top1(runner, validation(data))
+    with Runner(options.output) as runner:
+        after = top1(runner, validation(data))
+    size, other = (Path(name).stat().st_size / 1e6 for name in (options.file, options.output))
+    sys.stdout.write(f"{options.output}: {other:.1f} MB from {size:.1f} MB; ")
+    sys.stdout.write(f"top-1 {after:.3f}, before {before:.3f}, on {counted(data)}\n")
+
+
+# -- bench, report --------------------------------------------------------------------------
+
+
+def bench_parser() -> ArgumentParser:
+    """What to measure, and how."""
+    made = make_parser("", "measure latency, parity and accuracy, interleaved")
+    made.add_argument("sources", nargs="+", help="names, checkpoints, .onnx, .engine; first: base")
+    made.add_argument("--output", required=True, help="JSON file to write")
+    made.add_argument("--runtime", default="", help="of eager,compile,onnxruntime,openvino,engine")
+    made.add_argument("--batch", default="1", help="sizes, as in 1,8")
+    made.add_argument("--threads", type=int, default=0, help="on a CPU; 0: each runtime's choice")
+    made.add_argument("--rounds", type=int, default=30, help="of all in turn")
+    made.add_argument("--data", default="", help="folder of videos: top-1, too")
+    made.add_argument("--val", default="val", help="name of its validation split")
+    made.add_argument("--video", default="", help="file: decoding, preprocessing, copy apart, too")
+    made.add_argument("--shape", default="", help="of the input of MODULE:OBJECT: 2,3,32,256,256")
+    return made
+
+
+def bench(options: Namespace) -> None:
+    """Measure, write the JSON, show the table."""
+    from nlzoo.export.bench import measure, opened, settings, stages, top1
+    from nlzoo.export.report import show
+    from nlzoo.export.timing import machine
+
+    from nlzoo.files import write_whole
+
+    results = {"machine": machine(), "settings": settings(options.threads, options.rounds)}
+    if not (batches := numbers("batch", options.batch)):
+        raise ValueError("--batch: give sizes, as in 1,8")
+    runtimes = [name for name in options.runtime.split(",") if name]
+    shape = numbers("shape", options.shape)
+    with opened(options.sources, runtimes, options.threads, shape) as entries:
+        base = entries[0].runner
+        if options.data:
+            data = labelled(options.data, base, batches[0], "", options.val)
+        views = one_clip(options.video, base) if options.video else None
+        results["rows"] = measure(entries, batches, options.rounds)
+        if options.data:
+            scores = {entry.label: top1(entry.runner, validation(data)) for entry in entries}
+            results["rows"] = [row | {"top1": scores[row["label"]]} for row in results["rows"]]
+            results["settings"]["top-1 on"] = counted(data)
+        if views:
+            results["stages"] = stages(entries, *views, options.rounds)
+    write_whole(options.output, json.dumps(results, indent=1) + "\n")
+    show(results)
+    sys.stdout.write(f"{options.output}; next: python -m nlzoo.export report {options.output}")
+    sys.stdout.write(" --output report.html\n")
+
+
+def report_parser() -> ArgumentParser:
+    """Which measurements, and where to."""
+    made = make_parser("", "show what bench measured: a page with plots, and a table")
+    made.add_argument("files", nargs="+", help="JSON files of bench")
+    made.add_argument("--output", required=True, help="HTML file to write")
+    made.add_argument("--plots", default="", help="folder for the plots as PNG files, too")
+    return made
+
+
+def report(options: Namespace) -> None:
+    """Write the page, show the tables."""
+    from nlzoo.export.report import read_results, show, write_report
+
+    found = {name: read_results(name) for name in options.files}
+    write_report(found, options.output, options.plots)
+    for results in found.values():
+        show(results)
+    sys.stdout.write(f"{options.output}\n")
+
+
+# -- videos ---------------------------------------------------------------------------------
+
+
+def labelled(folder: str, runner: "Runner", batch: int, train: str, val: str) -> "Kinetics":
+    """The videos of a folder, all cut as a network sees them at test; raises as `Kinetics`."""
+    from nlzoo.data.kinetics import Kinetics
+
+    pre = runner.preprocessing
+    data = Kinetics(
+        folder,
+        train=train,
+        val=val,
+        classes=list(pre.classes) or "",
+        frames=pre.frames,
+        stride=pre.stride,
+        fps=pre.fps,
+        crop=pre.test_crop,
+        scale=(pre.test_size, pre.test_size),
+        test_size=pre.test_size,
+        test_crop=pre.test_crop,
+        batch_size=batch,
+        workers=0,
+    )
+    data.videos("val")  # that are there
+    return data
+
+
+def validation(data: "Kinetics") -> "Iterator[tuple[Tensor, Tensor, Tensor]]":
+    """Batches of centre clips with labels and indices; `data` notes what cannot be read."""
+    return (data.on_before_batch_transfer(batch, 0) for batch in data.val_dataloader())
+
+
+def counted(data: "Kinetics") -> str:
+    """How many videos were looked at, in words."""
+    bad = len(data.unreadable.keys() & set(data.videos("val")))
+    return f"{data.found['val']} validation videos" + (f", {bad} unreadable" if bad else "")
+
+
+def one_clip(
+    video: str, runner: "Runner"
+) -> "tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]":
+    """What decodes the frames of a video's centre clip, and what makes the clip of them."""
+    from nlzoo.data.clips import centre_clip
+    from nlzoo.data.loading import EvalClips
+    from nlzoo.data.transforms import EvalTransform
+
+    pre = runner.preprocessing
+    transform = EvalTransform(pre.test_size, pre.test_crop, 1)
+    clips = EvalClips([video], [0], pre.frames, pre.stride, pre.fps, transform, 0)
+
+    def decode() -> "Tensor":
+        return clips.read(0, centre_clip)[0]
+
+    transform(decode())  # what is wrong is found before anything is measured
+    return decode, transform
