@@ -1,0 +1,150 @@
+"""Engines on a GPU; without one, a recorded TensorRT on the CPU shows what is called, and when."""
+
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+import recorded_tensorrt
+import torch
+from nlzoo.export import engine
+from nlzoo.export.engine import EngineSession
+from nlzoo.export.onnx import export_onnx
+from nlzoo.export.tensorrt import CAPABILITIES, build_engine
+from recorded_tensorrt import need_rtx, relu
+
+from nlzoo import NonLocalBlock
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    return recorded_tensorrt.install(monkeypatch)
+
+
+@pytest.fixture
+def gpu(recorded, monkeypatch):
+    """PyTorch's GPU in the engine's eyes: it is the CPU, where streams have nothing to order."""
+
+    class Stream(SimpleNamespace):
+        def __init__(self, device=None):
+            super().__init__(cuda_stream=0)
+
+        def wait_stream(self, other):
+            pass
+
+    class Graph:
+        replays = 0
+
+        def replay(self):
+            Graph.replays += 1
+            self.work()
+
+    @contextmanager
+    def graph(recording, stream):
+        calls, execute = [], recorded.IExecutionContext.execute_async_v3
+        monkeypatch.setattr(
+            recorded.IExecutionContext,
+            "execute_async_v3",
+            lambda context, stream: calls.append((context, dict(vars(context)))) or True,
+        )
+        yield
+        monkeypatch.setattr(recorded.IExecutionContext, "execute_async_v3", execute)
+        ((context, state),) = calls
+
+        def work():
+            vars(context).update(state)
+            execute(context, 0)
+
+        recording.work = work
+
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        device=lambda device: nullcontext(),
+        stream=lambda stream: nullcontext(),
+        Stream=Stream,
+        current_stream=Stream,
+        CUDAGraph=Graph,
+        graph=graph,
+        get_device_capability=lambda device: (9, 0),
+        get_device_name=lambda: "H100",
+    )
+    fake = SimpleNamespace(cuda=cuda, empty=torch.empty, device=lambda *at: torch.device("cpu"))
+    monkeypatch.setattr(engine, "torch", fake)
+    return Graph
+
+
+def engine_file(folder):
+    shapes = ["input=1x3:1x3:2x3", "input=4x3:4x3:8x3"]
+    build_engine(relu(folder / "m.onnx", ("batch", 3)), folder / "m.engine", profiles=shapes)
+    return folder / "m.engine"
+
+
+def test_an_engine_runs_in_any_order_of_shapes(tmp_path, gpu):
+    """The second call of a shape is recorded, later ones replay it; outputs stay as they were."""
+    session = EngineSession(engine_file(tmp_path))
+    assert session.inputs["input"].ranges == (((1, 3), (2, 3)), ((4, 3), (8, 3)))
+    inputs = [torch.randn(n, 3) for n in (1, 4, 1, 1, 8, 4, 1, 4)]
+    outputs = [session.run({"input": x})["output"] for x in inputs]
+    for x, y in zip(inputs, outputs, strict=True):
+        assert torch.equal(y, 2 * x)
+    assert gpu.replays == 5
+    assert [session._contexts[i].profile for i in (0, 1)] == [0, 1]
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"x": torch.zeros(1, 3)}, "inputs are x, wanted input"),
+        ({"input": torch.zeros(1, 3).half()}, "dtype torch.float16, wanted torch.float32"),
+        (
+            {"input": torch.zeros(3, 3)},
+            r"\(3, 3\), the engine is built for \(1, 3\) to \(2, 3\), \(4",
+        ),
+        ({"input": torch.zeros(1, 4)}, r"\(1, 4\), the engine is built for"),
+        ({"input": torch.zeros(3)}, r"\(3,\), the engine is built for"),
+    ],
+)
+def test_inputs_that_an_engine_does_not_take(tmp_path, gpu, inputs, message):
+    session = EngineSession(engine_file(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        session.run(inputs)
+
+
+def test_a_foreign_engine_says_release_and_card(tmp_path, gpu):
+    (tmp_path / "m.engine").write_bytes(b"ftrt")
+    with pytest.raises(ValueError, match=r"H100 \(compute capability 9.0\).*unknown.*Magic tag"):
+        EngineSession(tmp_path / "m.engine")
+
+
+def test_a_damaged_engine_is_found_without_a_gpu(tmp_path, recorded):
+    path = engine_file(tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs an NVIDIA GPU; PyTorch finds none here"):
+            EngineSession(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"m.engine is damaged, or m.engine.json is another"):
+        EngineSession(path)
+    (tmp_path / "m.engine.json").write_text("{")
+    with pytest.raises(ValueError, match=r"m.engine.json is damaged"):
+        EngineSession(path)
+    with pytest.raises(FileNotFoundError, match=r"no engine .*none.engine; make it by"):
+        EngineSession(tmp_path / "none.engine")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_an_engine_on_a_gpu_computes_what_the_network_does(tmp_path):
+    need_rtx()
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    if capability not in CAPABILITIES:
+        pytest.skip(f"TensorRT-RTX has no engines for compute capability {capability}")
+    block = NonLocalBlock(32, dims=3, zero_init=False).eval()
+    export_onnx(block, tmp_path / "m.onnx", shape=(2, 32, 4, 6, 8))
+    build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", backend="tensorrt_rtx")
+    for _ in range(2):  # the second start finds the kernels
+        session = EngineSession(tmp_path / "m.engine")
+        for batch in (1, 3, 3, 3):
+            x = torch.randn(batch, 32, 4, 6, 8)
+            (y,) = session.run({"input": x.cuda()}).values()
+            torch.testing.assert_close(y.cpu(), block(x), rtol=1e-3, atol=1e-4)
+        session.close()
+        assert (tmp_path / "m.engine.cache").stat().st_size
