@@ -1,7 +1,7 @@
 """Will a runtime take a file, which node stops it, and is each attention fusable there?"""
 
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +17,7 @@ from nlzoo.export.tensorrt import Refused, Wishes, build_plan
 from nlzoo.names import check_choice
 from nlzoo.program import one_line
 
-TARGETS = {  # title, the module that can be asked, the package of that
+TARGETS = {  # title, the module that can be asked, what to install for it
     "rtx": ("TensorRT-RTX", "tensorrt_rtx", "tensorrt-rtx-cu13"),
     "trt10": ("TensorRT 10", "", ""),  # these need a GPU
     "trt11": ("TensorRT 11", "", ""),
@@ -50,7 +50,7 @@ def check(path: str | Path, target: str = "rtx", profiles: Sequence[str] = ()) -
         refused, fused = ASK[target](path, model, profiles)
         # It names its first node only; if it takes the file, the limits were another release's.
         found = refused + [f for f in found if f not in refused] if refused else []
-        who = f"; {title} {version(package)} was asked"
+        who = f"; {title} {import_module(module).__version__} was asked"
     else:
         who = f", by what is known of {title}"
         who += f"; it is asked where {package} is installed" if package else ""

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nlzoo.export.backend import load_backend, make_log, title
+from nlzoo.export.backend import BACKENDS, load_backend, make_log, short, title
 from torch import Tensor
 
 from nlzoo.files import write_whole
 
 Shape = tuple[int, ...]
+RECORDINGS = 8  # shapes whose launches are recorded: each holds memory for its inputs and outputs
 DTYPES = {  # DataType -> torch
     "FLOAT": torch.float32,
     "HALF": torch.float16,
@@ -62,8 +63,8 @@ class EngineSession:
     """A built engine on one GPU.
 
     The launches of a shape are recorded as a CUDA graph and replayed: by TensorRT-RTX itself, with
-    TensorRT from the second call of a shape on. TensorRT-RTX keeps the kernels that it compiles
-    here beside the engine, `ENGINE.cache`, for the next start.
+    TensorRT from the second call on, for `RECORDINGS` shapes at most. TensorRT-RTX keeps the
+    kernels that it compiles here beside the engine, `ENGINE.cache`, for the next start.
 
     Args:
         path: engine file; `PATH.json` beside it, if there, says which backend built it.
@@ -103,7 +104,8 @@ class EngineSession:
         if hasattr(trt, "CudaGraphStrategy"):
             self._use_cache(trt)
         self._contexts: dict[int, Any] = {}  # by profile
-        self._recorded: dict[Any, Recorded | None] = {}  # by profile and shapes; None: seen once
+        self._seen: set[Any] = set()  # (profile, shapes)
+        self._recorded: dict[Any, Recorded] = {}
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         inward = {n: self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
         self.inputs = {name: self._input(name) for name in names if inward[name]}
@@ -128,14 +130,14 @@ class EngineSession:
             # other, so memory that one has freed the other may use.
             self._stream.wait_stream(current)
             context = self._context(profile)
-            if self._config is not None or key not in self._recorded:
-                outputs = self._launch(context, placed)
-                self._recorded.setdefault(key)
-            else:
-                recorded = self._recorded[key] or self._record(context, placed)
-                self._recorded[key] = recorded
+            if self._config is None and key in self._seen and len(self._recorded) < RECORDINGS:
+                self._recorded[key] = self._recorded.get(key) or self._record(context, placed)
+            if key in self._recorded:
                 with torch.cuda.stream(self._stream):
-                    outputs = recorded.replay(placed)
+                    outputs = self._recorded[key].replay(placed)
+            else:
+                outputs = self._launch(context, placed)
+            self._seen.add(key)
             current.wait_stream(self._stream)
         return outputs
 
@@ -159,17 +161,21 @@ class EngineSession:
         self._config = config
 
     def _foreign(self, trt: Any, info: dict[str, Any], plan: bytes) -> str:
-        reason = "; ".join(self._log.errors)
+        """What an engine is that cannot be loaded, and where it is."""
+        reason = short("\n".join(self._log.errors))
         if hasattr(self._runtime, "get_engine_validity"):
-            validity, diagnostics = self._runtime.get_engine_validity(plan)
-            reason = f"{validity.name}, {diagnostics}; {reason}"
-        built = "an unknown release"
+            _, bits = self._runtime.get_engine_validity(plan)
+            known = trt.EngineInvalidityDiagnostics.__members__
+            reason = ", ".join(n for n, bit in known.items() if bits & int(bit)) or reason
+        built = "by an unknown release"
         if info:
-            built = f"{info['version']} {', '.join(info['compute_capabilities'])}"
+            cards = ", ".join(info["compute_capabilities"]) or "another card"
+            built = f"by {BACKENDS[info['backend']]} {info['version']} for {cards}"
         major, minor = torch.cuda.get_device_capability(self.device)
         return (
-            f"{self._path} does not run with {title(trt)} on {torch.cuda.get_device_name()} "
-            f"(compute capability {major}.{minor}); it was built by {built}: {reason}"
+            f"{self._path}, built {built}, does not load in {title(trt)} on "
+            f"{torch.cuda.get_device_name(self.device)} (compute capability {major}.{minor}): "
+            f"{reason}; build it here: python -m nlzoo.export tensorrt"
         )
 
     def _dtype(self, name: str) -> torch.dtype:

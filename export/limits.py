@@ -19,13 +19,11 @@ class View:
         nodes: of the graph.
         types: tensor -> TensorProto.DataType, where known.
         shapes: tensor -> sizes, where known; None: a dynamic axis.
-        opset: of the default domain.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         self.nodes: Sequence[NodeProto] = graph.node
-        self.opset = next((o.version for o in model.opset_import if not o.domain), 0)
         self._weights = {w.name: w for w in graph.initializer}
         self.types = {w.name: w.data_type for w in graph.initializer}
         self.shapes: dict[str, tuple[int | None, ...]]

@@ -56,6 +56,8 @@ RTX_ONLY = {
     "IRuntimeCache.serialize",
     "IRuntimeCache.deserialize",
     "Runtime.get_engine_validity",
+    "EngineInvalidityDiagnostics",
+    "EngineInvalidityDiagnostics.__members__",
 }
 NINE = """createInferBuilder_INTERNAL createInferRuntime_INTERNAL createInferRefitter_INTERNAL
 createNvOnnxParser_INTERNAL createNvOnnxParserRefitter_INTERNAL getNvOnnxParserVersion

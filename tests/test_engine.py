@@ -1,6 +1,8 @@
 """Engines on a GPU; without one, a recorded TensorRT on the CPU shows what is called, and when."""
 
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from enum import IntEnum
 from types import SimpleNamespace
 
 import pytest
@@ -44,14 +46,14 @@ def gpu(recorded, monkeypatch):
         monkeypatch.setattr(
             recorded.IExecutionContext,
             "execute_async_v3",
-            lambda context, stream: calls.append((context, dict(vars(context)))) or True,
+            lambda context, stream: calls.append((context, deepcopy(vars(context)))) or True,
         )
         yield
         monkeypatch.setattr(recorded.IExecutionContext, "execute_async_v3", execute)
         ((context, state),) = calls
 
         def work():
-            vars(context).update(state)
+            vars(context).update(deepcopy(state))
             execute(context, 0)
 
         recording.work = work
@@ -65,7 +67,7 @@ def gpu(recorded, monkeypatch):
         CUDAGraph=Graph,
         graph=graph,
         get_device_capability=lambda device: (9, 0),
-        get_device_name=lambda: "H100",
+        get_device_name=lambda device: "H100",
     )
     fake = SimpleNamespace(cuda=cuda, empty=torch.empty, device=lambda *at: torch.device("cpu"))
     monkeypatch.setattr(engine, "torch", fake)
@@ -78,11 +80,12 @@ def engine_file(folder):
     return folder / "m.engine"
 
 
-def test_an_engine_runs_in_any_order_of_shapes(tmp_path, gpu):
-    """The second call of a shape is recorded, later ones replay it; outputs stay as they were."""
+def test_an_engine_runs_in_any_order_of_shapes(tmp_path, gpu, monkeypatch):
+    """The second call of a shape is recorded, later ones replay it, for two of the three shapes."""
     session = EngineSession(engine_file(tmp_path))
     assert session.inputs["input"].ranges == (((1, 3), (2, 3)), ((4, 3), (8, 3)))
-    inputs = [torch.randn(n, 3) for n in (1, 4, 1, 1, 8, 4, 1, 4)]
+    monkeypatch.setattr(engine, "RECORDINGS", 2)
+    inputs = [torch.randn(n, 3) for n in (1, 4, 1, 1, 8, 4, 1, 8, 8, 4)]
     outputs = [session.run({"input": x})["output"] for x in inputs]
     for x, y in zip(inputs, outputs, strict=True):
         assert torch.equal(y, 2 * x)
@@ -110,10 +113,65 @@ def test_inputs_that_an_engine_does_not_take(tmp_path, gpu, inputs, message):
         session.run(inputs)
 
 
-def test_a_foreign_engine_says_release_and_card(tmp_path, gpu):
+def test_a_foreign_engine_says_release_and_card(tmp_path, gpu, recorded, monkeypatch):
+    path = engine_file(tmp_path)
+    monkeypatch.setattr(recorded.Runtime, "deserialize_cuda_engine", lambda self, plan: None)
+    validity = "get_engine_validity", lambda self, plan: (2, 2 + 32)
+    monkeypatch.setattr(recorded.Runtime, *validity, raising=False)
+    bits = IntEnum("Bits", {"VERSION_MISMATCH": 1, "UNSUPPORTED_CC": 2, "MALFORMED_ENGINE": 32})
+    monkeypatch.setattr(recorded, "EngineInvalidityDiagnostics", bits, raising=False)
+    with pytest.raises(ValueError, match="does not load") as error:
+        EngineSession(path)
+    assert str(error.value).removeprefix(f"{path}, ") == (
+        "built by TensorRT 10.16.1.11 for another card, does not load in TensorRT 10.16.1.11 on "
+        "H100 (compute capability 9.0): UNSUPPORTED_CC, MALFORMED_ENGINE; build it here: "
+        "python -m nlzoo.export tensorrt"
+    )
+
+
+def test_a_corrupt_engine_of_nobody_says_what_the_runtime_does(tmp_path, gpu):
     (tmp_path / "m.engine").write_bytes(b"ftrt")
-    with pytest.raises(ValueError, match=r"H100 \(compute capability 9.0\).*unknown.*Magic tag"):
+    with pytest.raises(ValueError, match=r"by an unknown release.*: Magic tag does not match; "):
         EngineSession(tmp_path / "m.engine")
+
+
+def test_rtx_keeps_its_kernels_beside_the_engine(tmp_path, gpu, recorded, monkeypatch):
+    """It records launches itself; what it compiled is there at the next start."""
+
+    class Cache:
+        kernels = b""
+
+        def deserialize(self, blob):
+            self.kernels = blob
+
+        def serialize(self):
+            return self.kernels + b"k"
+
+    configs = []
+
+    def create_runtime_config(self):
+        configs.append(
+            SimpleNamespace(create_runtime_cache=Cache, set_runtime_cache=lambda c: None)
+        )
+        return configs[-1]
+
+    def create_execution_context(self, config):
+        assert config is configs[-1]
+        return recorded.IExecutionContext()
+
+    strategies = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
+    monkeypatch.setattr(recorded, "CudaGraphStrategy", strategies, raising=False)
+    for method in (create_runtime_config, create_execution_context):
+        monkeypatch.setattr(recorded.ICudaEngine, method.__name__, method, raising=False)
+    path, x = engine_file(tmp_path), torch.randn(2, 3)
+    for start in (1, 2):
+        session = EngineSession(path)
+        for _ in range(3):
+            assert torch.equal(session.run({"input": x})["output"], 2 * x)
+        session.close()
+        assert (tmp_path / "m.engine.cache").read_bytes() == b"k" * start
+        assert configs[-1].cuda_graph_strategy == "whole"
+    assert gpu.replays == 0
 
 
 def test_a_damaged_engine_is_found_without_a_gpu(tmp_path, recorded):
