@@ -186,13 +186,14 @@ def check(options: Namespace) -> None:
     """A row a finding."""
     from nlzoo.export.check import check as check_file
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     verdict, *findings = check_file(options.file, options.target, options.shape)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     console.print(f"{options.file} {verdict.what}")
     if findings:
-        table = Table("node", "operator", "stops", "what", "what to do")
+        titles = ("node", "operator", "stops", "what", "what to do")
+        table = Table(*(Column(title, overflow="fold") for title in titles))
         for found in findings:
             stops = "yes" if found.stops else "no"
             table.add_row(found.node, found.operator, stops, found.what, found.todo)

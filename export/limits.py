@@ -152,6 +152,13 @@ LIMITS = (
         lambda view, node: view.types.get(node.input[0]) == TensorProto.INT32,
     ),
     Limit(
+        "DequantizeLinear",
+        RTX,
+        "a zero point that is not 0",
+        "quantize symmetrically: python -m nlzoo.export quantize",
+        lambda view, node: len(node.input) > 2 and bool(view.integer(node.input[2])),
+    ),
+    Limit(
         "Conv",
         ORT,
         "bfloat16 has no kernel on a CPU (below opset 22 not even a type)",

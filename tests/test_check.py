@@ -58,7 +58,15 @@ def attention(path, kind=HALF, batch=2, head=64, **more):
     return save(path, node, shapes[:3], shapes[3:], opset=23)
 
 
+def dequantize(path, kind=np.int32, zero=0):
+    node = helper.make_node("DequantizeLinear", ["x", "s", "z"], ["y"], name="bad")
+    weights = [("s", np.float32(1)), ("z", kind(zero)), ("x", np.ones(4, kind))]
+    return save(path, node, [], [("y", FLOAT, [4])], weights)
+
+
 BAD = {
+    dequantize: "a bias in int32",
+    lambda path: dequantize(path, np.int8, 3): "a zero point that is not 0",
     nonzero: "its plugin is not in the package",
     top_k: "K is over 3840",
     suppression: "no kernel does it",
