@@ -77,10 +77,15 @@ class Runner:
     def _open_engine(self, path: Path) -> None:
         from nlzoo.export.engine import EngineSession
 
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}; make it by python -m nlzoo.export tensorrt")
         beside = path.with_name(f"{path.name}.json")
         if not beside.is_file():
             raise FileNotFoundError(f"no {beside}, which says what {path} takes; copy both")
-        self.spec = Spec.from_json(json.loads(beside.read_text("utf-8"))[KEY])
+        facts = json.loads(beside.read_text("utf-8"))
+        if KEY not in facts:
+            raise ValueError(f"{path} was built from a file of others; export one by nlzoo.export")
+        self.spec = Spec.from_json(facts[KEY])
         self._session = EngineSession(path)
 
     @property

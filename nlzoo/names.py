@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 def nearest(word: object, choices: Iterable[str]) -> str:
     """`; did you mean 'a' or 'b'?` or, where nothing is near, `; there are a, b, c`."""
-    choices = list(choices)
+    choices = list(dict.fromkeys(choices))
     if close := get_close_matches(str(word), choices, 3, 0.5):
         return f"; did you mean {' or '.join(map(repr, close))}?"
     more = ", ..." if len(choices) > 12 else ""

@@ -30,15 +30,18 @@ SEEN = Preprocessing(frames=8, stride=1, crop=64, test_size=64, test_crop=64, cl
 
 
 def checkpoint(path, model="i3d_r18_nl1", **options):
-    """A small network, whose blocks do something; their scores are as small as trained ones."""
+    """A small network in which every branch and block does something, none of them too much.
+
+    (With gammas of 1 features grow from block to block, and scores until a softmax is a choice of
+    one key, which any rounding can change.)
+    """
     torch.manual_seed(0)
-    options.setdefault("arch", {"width": 8, "geometry": "8x8", "zero_init_residual": False})
-    options["non_local"] = {"zero_init": False, **options.get("non_local", {})}
+    options.setdefault("arch", {"width": 8, "geometry": "8x8"})
     task = VideoClassification(model, preprocessing=SEEN.to_dict(), **options)
     with torch.no_grad():
-        for block in task.model.modules():
-            if isinstance(block, NonLocalBlock) and block.form == "embedded_gaussian":
-                block.theta.weight.mul_(0.1)
+        for norm in task.model.modules():
+            if isinstance(norm, nn.BatchNorm3d) and not norm.weight.any():
+                norm.weight.fill_(0.3)
     content = {"state_dict": task.state_dict()}
     task.on_save_checkpoint(content)
     torch.save(content, path)
@@ -133,19 +136,22 @@ def test_blocks_alone(tmp_path, form, dims, pool):
             other = torch.randn(batch, 8, *(s + 5 for s in shape[2:]))
             assert compare(block, Runner(path), [other]).relative_l2 <= tolerance
         sizes = ["x".join(map(str, (b, 8, *(s + d for s in shape[2:])))) for b, d in PROFILE]
-        assert_engine(path, [f"input={':'.join(sizes)}"], within=None)
+        assert_engine(path, [f"input={':'.join(sizes)}"])
 
 
-def assert_engine(path, profiles=(), within=(1.0, 1.1)):
-    """It builds for three cards, with no GPU, where TensorRT-RTX is installed."""
+def assert_engine(path, profiles=()):
+    """It builds for three cards, with no GPU, where TensorRT-RTX is installed.
+
+    It is as large as the file, a tenth, and 3 MB of kernels, which count in networks this small.
+    """
     if not find_spec("tensorrt_rtx"):
         return
     from nlzoo.export.tensorrt import build_engine
 
     engine = path.with_suffix(".engine")
     build_engine(path, engine, profiles=profiles)
-    if within:
-        assert within[0] <= engine.stat().st_size / path.stat().st_size <= within[1]
+    size = path.stat().st_size
+    assert size <= engine.stat().st_size <= 1.1 * size + 3_000_000
 
 
 class Silent(nn.Module):
@@ -299,8 +305,7 @@ def test_key_is_in_the_metadata(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list_models())
 def test_every_model_name(tmp_path, name):
-    arch = {"width": 8, "zero_init_residual": "r101" in name}  # else 33 random blocks overflow
-    source, _ = checkpoint(tmp_path / "c.ckpt", name, arch=arch)
+    source, _ = checkpoint(tmp_path / "c.ckpt", name, arch={"width": 8})
     for precision, tolerance in (("fp32", 1e-5), ("fp16", 5e-3)):
         path = tmp_path / f"{precision}.onnx"
         assert export_onnx(source, path, precision=precision).relative_l2 <= tolerance
