@@ -12,7 +12,7 @@ PROGRAMS = {
     "fit": ("nlzoo.fit", "train a recipe"),
     "evaluate": ("nlzoo.evaluate", "test a checkpoint"),
     "predict": ("nlzoo.predict", "name what happens in videos, show where a position looks"),
-    "export": ("nlzoo.export.__main__", "write ONNX files, and run them on videos"),
+    "export": ("nlzoo.export.__main__", "ONNX files and engines: write, check, compare, run, measure"),
     "prepare": ("nlzoo.data.prepare", "re-encode a video set for fast reading"),
 }
 
