@@ -28,13 +28,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parser() -> ArgumentParser:
-    """The subcommands and their options."""
+    """What is shared: nothing but the subcommands."""
     made = make_parser("python -m nlzoo.export", "Files for other machines.")
+    add_programs(made)
+    return made
+
+
+def add_programs(made: ArgumentParser) -> None:
+    """The subcommands."""
     found = made.add_subcommands()
     for name, (make, _) in PROGRAMS.items():
         one = make()
         found.add_subcommand(name, one, help=one.description)
-    return made
 
 
 # -- onnx -----------------------------------------------------------------------------------

@@ -48,11 +48,16 @@ def compare(
     """Run both on every batch; outputs (B, K, ...).
 
     With `log_probabilities` those are compared, which logits are up to a constant of each row.
+
+    Raises:
+        ValueError: outputs of other shapes.
     """
     rows = []
     for batch in inputs:
         with torch.no_grad():
             a, b = reference(batch).double().cpu(), other(batch).double().cpu()
+        if a.shape != b.shape:
+            raise ValueError(f"outputs {tuple(a.shape)} and {tuple(b.shape)}: other networks")
         if log_probabilities:
             a, b = a.log_softmax(1), b.log_softmax(1)
         error = (a - b).flatten(1).norm(dim=1).nan_to_num(nan=inf, posinf=inf)

@@ -12,7 +12,10 @@ PROGRAMS = {
     "fit": ("nlzoo.fit", "train a recipe"),
     "evaluate": ("nlzoo.evaluate", "test a checkpoint"),
     "predict": ("nlzoo.predict", "name what happens in videos, show where a position looks"),
-    "export": ("nlzoo.export.__main__", "ONNX files and engines: write, check, compare, run, measure"),
+    "export": (
+        "nlzoo.export.__main__",
+        "ONNX files and engines: write, check, compare, run, measure",
+    ),
     "prepare": ("nlzoo.data.prepare", "re-encode a video set for fast reading"),
 }
 
@@ -47,10 +50,16 @@ def complete(argv: Sequence[str]) -> None:
 
     parser = make_parser("nlzoo", "")
     programs = parser.add_subcommands()
-    for name, (module, _) in PROGRAMS.items():
-        made = importlib.import_module(module).parser()
-        shorten_help(made)
-        programs.add_subcommand(name, made)
+    for name, (module, about) in PROGRAMS.items():
+        program = importlib.import_module(module)
+        if name == "export":  # jsonargparse wants its subcommands added after itself
+            made = make_parser("", about)
+            programs.add_subcommand(name, made)
+            program.add_programs(made)
+        else:
+            made = program.parser()
+            shorten_help(made)
+            programs.add_subcommand(name, made)
     parser.parse_args(list(argv))
 
 
