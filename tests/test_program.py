@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from nlzoo import program
+from nlzoo.__main__ import complete
 
 
 def test_errors_are_one_line_and_exit_2(capsys):
