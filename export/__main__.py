@@ -67,6 +67,7 @@ def onnx(options: Namespace) -> None:
     """Export, and say how close it is."""
     from nlzoo.export.onnx import export_onnx
 
+    from nlzoo.models import MODELS
     from nlzoo.names import check_choice
 
     check_choice("--islands", options.islands, ("on", "off"))
@@ -74,7 +75,7 @@ def onnx(options: Namespace) -> None:
         options.source,
         options.output,
         opset=options.opset,
-        dynamic=[name for name in options.dynamic.split(",") if name],
+        dynamic=[name.strip() for name in options.dynamic.split(",") if name],
         precision=options.precision,
         raw=options.preprocess,
         islands=options.islands == "on",
@@ -83,7 +84,8 @@ def onnx(options: Namespace) -> None:
         tolerance=options.tolerance,
     )
     size = Path(options.output).stat().st_size / 1e6
-    sys.stdout.write(f"{options.output}: {size:.1f} MB; {parity}\n")
+    weights = ", random weights" if options.source in MODELS else ""
+    sys.stdout.write(f"{options.output}: {size:.1f} MB{weights}; {parity}\n")
     sys.stdout.write(f"Next: python -m nlzoo.export run {options.output} VIDEO\n")
 
 
@@ -108,7 +110,8 @@ def parity(options: Namespace) -> None:
     shape = numbers("shape", options.shape)
     with Runner(options.reference, shape=shape) as a, Runner(options.other, shape=shape) as b:
         spec = common(a.spec, b.spec)
-        found = compare(a, b, draw_inputs(spec, a), a.spec.output != b.spec.output)
+        inputs = draw_inputs(spec, a, b.profiles or a.profiles)
+        found = compare(a, b, inputs, a.spec.output != b.spec.output)
         loosest = max(TOLERANCE[s.precision] for s in (a.spec, b.spec))
     found.check(options.tolerance or loosest)
     sys.stdout.write(f"{found}\n")
@@ -242,9 +245,10 @@ def run_parser() -> ArgumentParser:
     made.add_argument("--json", action="store_true", help="print JSON in place of a table")
     foreign = made.add_argument_group("a file that nlzoo.export did not write")
     foreign.add_argument("--clip", default="", help="frames x stride, as in 32x2")
-    foreign.add_argument("--crop", type=int, default=256, help="side, pixels")
-    foreign.add_argument("--mean", default="0.45,0.45,0.45", help="of pixels in 0..1")
-    foreign.add_argument("--std", default="0.225,0.225,0.225", help="of pixels in 0..1")
+    foreign.add_argument("--size", type=int, default=0, help="short side, pixels; 0: the crop")
+    foreign.add_argument("--crop", type=int, default=0, help="side, pixels (256)")
+    foreign.add_argument("--mean", default="", help="of pixels in 0..1 (0.45,0.45,0.45)")
+    foreign.add_argument("--std", default="", help="of pixels in 0..1 (0.225,0.225,0.225)")
     foreign.add_argument("--classes", default="", help="file of one name a line")
     return made
 
@@ -267,11 +271,15 @@ def foreign_preprocessing(options: Namespace) -> "Preprocessing | None":
     from nlzoo.files import read_text
     from nlzoo.preprocessing import Preprocessing
 
+    told = options.size, options.crop, options.mean, options.std, options.classes
     if not options.clip:
+        if any(told):
+            raise ValueError("--clip FRAMESxSTRIDE is missing: it goes with the options beside it")
         return None
-    clip = numbers("clip", options.clip, "x")
+    clip, crop = numbers("clip", options.clip, "x"), options.crop or 256
+    texts = options.mean or "0.45,0.45,0.45", options.std or "0.225,0.225,0.225"
     try:
-        mean, std = (tuple(map(float, text.split(","))) for text in (options.mean, options.std))
+        mean, std = (tuple(map(float, text.split(","))) for text in texts)
     except ValueError:
         mean = std = ()
     if len(clip) != 2 or len(mean) != 3 or len(std) != 3 or min(*clip, *std) <= 0:
@@ -282,8 +290,8 @@ def foreign_preprocessing(options: Namespace) -> "Preprocessing | None":
         std=std,
         frames=clip[0],
         stride=clip[1],
-        test_size=options.crop,
-        test_crop=options.crop,
+        test_size=options.size or crop,
+        test_crop=crop,
         classes=tuple(name.strip() for name in names if name.strip()),
     )
 

@@ -73,6 +73,7 @@ class EngineSession:
     Attributes:
         inputs: name -> dtype and sizes.
         device: where inputs are taken and outputs left.
+        facts: content of `PATH.json`; empty without it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -84,7 +85,7 @@ class EngineSession:
         if not path.is_file():
             raise FileNotFoundError(f"no engine {path}; make it by python -m nlzoo.export tensorrt")
         plan = path.read_bytes()
-        info = _beside(path, plan)
+        self.facts = info = _beside(path, plan)
         if not torch.cuda.is_available():
             raise ValueError(f"{path} needs an NVIDIA GPU; PyTorch finds none here")
         self.device = torch.device("cuda", device)

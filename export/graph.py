@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nlzoo.blocks import NonLocalBlock
@@ -17,7 +16,7 @@ from nlzoo.convs import SpaceConv3d, TimeConv3d
 from nlzoo.video import Head, VideoResNet
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-WINDOW = 7  # of the head, positions of the last map
+WINDOW = 7  # of the head, positions of the last map: `spec.LEAST` pixels
 SOFTMAX = ("embedded_gaussian", "gaussian")
 
 
@@ -34,7 +33,7 @@ class AnySizeHead(nn.Module):
         logits = self.proj(x).float()
         if self.average_logits:
             return logits.mean(1).log_softmax(-1)
-        return logits.softmax(-1).mean(1).log()
+        return logits.log_softmax(-1).logsumexp(1).log_softmax(-1)
 
 
 class Graph(nn.Module):
@@ -85,7 +84,11 @@ class Graph(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """What the network computes."""
-        output: Tensor = self.model(self.normalize(input).to(self.dtype))
+        output = self.model(self.normalize(input).to(self.dtype))
+        if not isinstance(output, Tensor):
+            raise ValueError(
+                f"the output is a {type(output).__name__}: a network of one tensor is needed"
+            )
         return output.float()
 
 
@@ -100,10 +103,10 @@ def _fold_norms(model: nn.Module, x: Tensor) -> None:
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, NonLocalBlock):
-            pairs.extend([(module.out, module.norm)] if module.norm is not None else [])
-        elif isinstance(module, _ConvNd):
+            pairs.extend([(module.out, module.norm)] if isinstance(module.norm, _BatchNorm) else [])
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             made[id(output)] = module, output
-        elif isinstance(module, _BatchNorm) and id(inputs[0]) in made:
+        elif isinstance(module, _BatchNorm) and id(inputs[0]) in made and _is_fixed(module):
             pairs.append((made[id(inputs[0])][0], module))
 
     handles = [module.register_forward_hook(note) for module in model.modules()]
@@ -122,6 +125,10 @@ def _fold_norms(model: nn.Module, x: Tensor) -> None:
             conv.weight = nn.Parameter(state[f"{names[conv]}.weight"])
             bias = state.get(f"{names[conv]}.bias")
             conv.bias = None if bias is None else nn.Parameter(bias)
+
+
+def _is_fixed(norm: _BatchNorm) -> bool:
+    return bool(norm.affine) and norm.running_mean is not None
 
 
 def _attention(scale: float, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
@@ -38,11 +39,13 @@ class View:
         self.made = {name: node for node in graph.node for name in node.output}
 
     def integer(self, name: str) -> int | None:
-        """A tensor of one constant number."""
+        """The largest magnitude of a constant tensor; None where it is none, or lies elsewhere."""
         tensor = self._weights.get(name)
         if tensor is None and name in self.made and self.made[name].op_type == "Constant":
             tensor = next((a.t for a in self.made[name].attribute if a.name == "value"), None)
-        return None if tensor is None else int(numpy_helper.to_array(tensor).ravel()[0])
+        if tensor is None or tensor.external_data:
+            return None
+        return int(np.abs(numpy_helper.to_array(tensor)).max(initial=0))
 
     def size(self, name: str, axis: int) -> int | None:
         """The size of an axis, where known."""
@@ -76,6 +79,11 @@ class Limit:
 def _rank(view: View, node: NodeProto) -> int:
     """Of an attention's query; with three axes it is written out as products, which builds."""
     return len(view.shapes.get(node.input[0], ()))
+
+
+def _widths(view: View, node: NodeProto) -> tuple[int | None, int | None]:
+    """Of an attention's keys and values."""
+    return view.size(node.input[1], -1), view.size(node.input[2], -1)
 
 
 UNSIZED = "the size of its output depends on the data, which nlzoo runs in no engine"
@@ -142,7 +150,7 @@ LIMITS = (
         RTX,
         "V has another width than K",
         MATMULS,
-        lambda view, node: view.size(node.input[1], -1) != view.size(node.input[2], -1),
+        lambda view, node: None not in (k := _widths(view, node)) and k[0] != k[1],
     ),
     Limit(
         "DequantizeLinear",

@@ -8,13 +8,14 @@ from tempfile import TemporaryDirectory
 
 import onnx
 import torch
-from nlzoo.export.graph import DTYPES, WINDOW, Graph, largest_logit
+from nlzoo.export.backend import quiet
+from nlzoo.export.graph import DTYPES, Graph, largest_logit
 from nlzoo.export.parity import TOLERANCE, Parity, compare, draw_inputs
 from nlzoo.export.runtime import Runner
 from nlzoo.export.source import Source, load_network
 from nlzoo.export.spec import AXES, KEY, Spec
 from nlzoo.export.widen import widen
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
 from nlzoo.files import whole_file
@@ -61,6 +62,8 @@ def export_onnx(
             with other axes than asked for, or out of tolerance.
     """
     check_choice("precision", precision, DTYPES)
+    if Path(path).suffix != ".onnx":
+        raise ValueError(f"{path}: an ONNX file is called NAME.onnx")
     opset = opset or (18 if precision != "bf16" else 22)
     if opset not in OPSETS or (precision == "bf16" and opset < 22):
         least = 22 if precision == "bf16" else OPSETS[0]
@@ -72,19 +75,19 @@ def export_onnx(
     spec = replace(spec, dynamic=axes, precision=precision, raw=raw, licence=licence)
     if raw and spec.preprocessing is None:
         raise ValueError(f"{spec.model} is no video network: it has no preprocessing to put in")
-    if spec.any_size and min(spec.shape[3:]) < 32 * WINDOW:
-        raise ValueError(f"dynamic heights and widths of a clip start at {32 * WINDOW} pixels")
     if spec.any_size:
         spec = replace(spec, output="log-probabilities")
-    reference = Graph(model, spec.any_size)
-    inputs = draw_inputs(spec, reference)
+        spec.check(spec.shape)
+    if not shape and "batch" not in dynamic:
+        spec = replace(spec, shape=(1, *spec.shape[1:]))
+    inputs = draw_inputs(spec, Graph(model, spec.any_size))
     if not islands and (largest := largest_logit(model, inputs)) > NO_ISLANDS:
         raise ValueError(f"islands off: scores reach {largest:.3g}, more than {NO_ISLANDS}")
     with whole_file(path) as part:
         graph = Graph(model, spec.any_size, islands).narrow(precision, inputs[0])
         _write(graph, spec, opset, part)
         _check_axes(part, spec)
-        parity = _run_and_compare(part, reference, inputs, spec)
+        parity = _run_and_compare(part, model, inputs, spec)
         parity.check(tolerance or TOLERANCE[precision])
     return parity
 
@@ -98,16 +101,24 @@ def _write(graph: Graph, spec: Spec, opset: int, path: Path) -> None:
     axes = {position: Dim(name, min=1) for name, position in spec.axes.items()}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            dynamo=True,
-            opset_version=opset,
-            dynamic_shapes={"input": axes},
-            input_names=["input"],
-            output_names=["output"],
-            verbose=False,
-        )
+        try:
+            with quiet():
+                program = torch.onnx.export(
+                    graph,
+                    (example,),
+                    dynamo=True,
+                    opset_version=opset,
+                    dynamic_shapes={"input": axes},
+                    input_names=["input"],
+                    output_names=["output"],
+                    verbose=False,
+                )
+        except torch.onnx.OnnxExporterError as error:
+            cause: BaseException = error
+            while cause.__cause__:
+                cause = cause.__cause__
+            reason = str(cause).strip().partition("\n")[0]
+            raise ValueError(f"{spec.model} cannot be exported: {reason}") from error
     assert program is not None
     program.model.metadata_props[KEY] = spec.to_json()
     program.save(str(path), external_data=False)
@@ -118,10 +129,6 @@ def _check_axes(path: Path, spec: Spec) -> None:
     """The exporter fixes an axis, or merges two, without a word."""
     graph = onnx.load(str(path)).graph
     found, output = (v.type.tensor_type.shape.dim for v in (graph.input[0], graph.output[0]))
-    if len(output) == 2 and not output[1].HasField("dim_value"):
-        raise ValueError(
-            f"the number of outputs, {output[1].dim_param}, depends on the input's size"
-        )
     names = [found[position].dim_param for position in spec.axes.values()]
     if not all(names) or len(set(names)) < len(names):
         dims = ", ".join(d.dim_param or str(d.dim_value) for d in found)
@@ -129,9 +136,13 @@ def _check_axes(path: Path, spec: Spec) -> None:
             f"the exported input is ({dims}): {', '.join(spec.dynamic)} are not free; the network "
             "uses one of them as a number (int(), len()), or two as if they were equal"
         )
+    if len(output) == 2 and not output[1].HasField("dim_value"):
+        raise ValueError(
+            f"the number of outputs, {output[1].dim_param}, depends on the input's size"
+        )
 
 
-def _run_and_compare(path: Path, reference: Graph, inputs: Sequence[Tensor], spec: Spec) -> Parity:
+def _run_and_compare(path: Path, model: nn.Module, inputs: Sequence[Tensor], spec: Spec) -> Parity:
     """The file on ONNX Runtime, which finds what was baked in for the example's size."""
     with TemporaryDirectory() as folder:
         if spec.precision == "bf16":
@@ -139,4 +150,4 @@ def _run_and_compare(path: Path, reference: Graph, inputs: Sequence[Tensor], spe
             onnx.save(widen(onnx.load(str(path))), str(wide))
             path = wide
         with Runner(path) as runner:
-            return compare(reference, runner, inputs)
+            return compare(model, runner, inputs, spec.output == "log-probabilities")

@@ -1,7 +1,7 @@
 """How far two forms of one network are apart."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, isinf
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2, "int8": 2e-1}  # relative L2
 
 Network = Callable[[Tensor], Tensor]
+Range = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class ToleranceError(ValueError):
@@ -38,7 +39,7 @@ class Parity:
     def check(self, tolerance: float) -> None:
         """Raise ToleranceError where it is, or is not a number."""
         if not self.relative_l2 <= tolerance:
-            over = "; beyond float16's range? bf16 has that of float32" * isinf(self.relative_l2)
+            over = "; no numbers: beyond the range of float16?" * isinf(self.relative_l2)
             raise ToleranceError(f"parity is out of tolerance {tolerance:g}: {self}{over}")
 
 
@@ -61,7 +62,7 @@ def compare(
         if log_probabilities:
             a, b = a.log_softmax(1), b.log_softmax(1)
         error = (a - b).flatten(1).norm(dim=1).nan_to_num(nan=inf, posinf=inf)
-        total = float(error.norm() / a.norm()) if error.any() else 0.0
+        total = float((error.norm() / a.norm()).nan_to_num(nan=inf)) if error.any() else 0.0
         worst = f"sample {int(error.argmax())} of an input {tuple(batch.shape)}"
         agree = a.argmax(1) == b.argmax(1)
         rows.append((total, float((a - b).abs().max()), agree, float(a.abs().max()), worst))
@@ -75,10 +76,11 @@ def compare(
     )
 
 
-def draw_inputs(spec: Spec, reference: Network) -> list[Tensor]:
+def draw_inputs(spec: Spec, reference: Network, profiles: Sequence[Range] = ()) -> list[Tensor]:
     """Noise in the range of real pixels: at the spec's shape, at larger and at smaller sizes.
 
-    Odd sizes are among them. Smaller ones that `reference` itself refuses are left out.
+    Odd sizes are among them. Smaller ones that `reference` itself refuses are left out; all are
+    within the first of `profiles`, if there is one: the least and the largest shape.
 
     Raises:
         ValueError: it refuses larger ones: it is not free in its axes.
@@ -90,9 +92,13 @@ def draw_inputs(spec: Spec, reference: Network) -> list[Tensor]:
         larger[at] = 3 if name == "batch" else (size + at) | 1
         smaller[at] = 1 if name == "batch" else max(1, size // 2 - (size // 2 + 1) % 2)  # odd
     longer = [8 if at == spec.axes.get("batch") else s for at, s in enumerate(spec.shape)]
+    shapes = [same, longer, larger, smaller]
+    if profiles:
+        bounds = list(zip(*profiles[0], strict=True))
+        shapes = [[min(max(s, a), b) for s, (a, b) in zip(x, bounds, strict=True)] for x in shapes]
     pixels = partial(torch.randint, 0, 256, dtype=torch.uint8)
     draw: Any = pixels if spec.preprocessing else torch.randn
-    inputs = [draw(shape, generator=generator) for shape in (same, longer, larger, smaller)]
+    inputs = [draw(shape, generator=generator) for shape in shapes]
     return inputs if _takes(reference, inputs, spec) else inputs[:-1]
 
 
@@ -102,12 +108,12 @@ def _takes(reference: Network, inputs: list[Tensor], spec: Spec) -> bool:
         try:
             with torch.no_grad():
                 reference(x)
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:  # whatever a user's network says
             if x is inputs[-1]:
                 return False
             raise ValueError(
                 f"{spec.model} itself refuses an input {tuple(x.shape)}: it is not free in "
-                f"{', '.join(spec.dynamic)}: {str(error).splitlines()[0]}"
+                f"{', '.join(spec.dynamic)}: {str(error) or type(error).__name__}"
             ) from error
     return True
 
@@ -127,5 +133,4 @@ def common(a: Spec, b: Spec) -> Spec:
             raise ValueError(f"inputs {a.wanted()} and {b.wanted()} differ: nothing fits both")
         shape[at] = fixed[0] if fixed else shape[at]
     free = tuple(name for name in AXES[len(shape)] if name in a.dynamic and name in b.dynamic)
-    values = {f: getattr(a, f) for f in a.__dataclass_fields__}
-    return Spec(**values | {"shape": tuple(shape), "dynamic": free})
+    return replace(a, shape=tuple(shape), dynamic=free)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import onnx
-from nlzoo.export.spec import spec_of
+from nlzoo.export.spec import LEAST, inputs_of, spec_of
 
 from nlzoo.names import nearest
 
@@ -13,16 +13,14 @@ BATCH = (1, 1, 8)  # of the default profile
 FORM = "input=MIN:OPT:MAX, as in input=1x3x8x224x224:1x3x8x224x224:8x3x8x224x224"
 
 
-def inputs_of(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
+def axes_of(model: onnx.ModelProto) -> dict[str, tuple[int | str, ...]]:
     """The axes of each input of a file: a size, or the name of a dynamic axis."""
-    weights = {w.name for w in model.graph.initializer}
     return {
         i.name: tuple(
             d.dim_value if d.HasField("dim_value") else d.dim_param or "?"
             for d in i.type.tensor_type.shape.dim
         )
-        for i in model.graph.input
-        if i.name not in weights
+        for i in inputs_of(model)
     }
 
 
@@ -41,7 +39,7 @@ def choose_profiles(model: onnx.ModelProto, given: Sequence[str] = ()) -> list[P
             MAX, that a fixed axis does not have or a clip cannot; more axes than the batch are
             dynamic and nothing is given.
     """
-    inputs = inputs_of(model)
+    inputs = axes_of(model)
     if given:
         profiles = [_parse(text, inputs) for text in given]
         if (spec := spec_of(model)) and spec.any_size:
@@ -101,13 +99,11 @@ def _check(where: str, shapes: tuple[Shape, Shape, Shape], axes: tuple[int | str
 
 def _check_sides(clips: Sequence[Shape]) -> None:
     """Of the smallest clips; an engine would be built for smaller ones, and fail with them."""
-    from nlzoo.export.graph import WINDOW  # heavy, as it knows the networks
-
     for clip in clips:
-        if min(clip[3:]) < 32 * WINDOW:
+        if min(clip[3:]) < LEAST:
             raise ValueError(
                 f"--shape {'x'.join(map(str, clip))}: heights and widths of this file start at "
-                f"{32 * WINDOW} pixels"
+                f"{LEAST} pixels"
             )
 
 

@@ -1,20 +1,22 @@
 """Networks and exported files on their runtimes, all called like the network they came from."""
 
-import json
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
 from nlzoo.export.sessions import OnnxRuntime, OpenVino, Session, Tensors, Torch
-from nlzoo.export.source import Source, load_network
 from nlzoo.export.spec import KEY, Spec, foreign_spec, read_onnx, spec_of
 from torch import Tensor, nn
 
 from nlzoo.names import check_choice
 from nlzoo.preprocessing import Normalize, Preprocessing
+
+if TYPE_CHECKING:
+    from nlzoo.export.source import Source
 
 RUNTIMES = {  # by suffix; the first is the default
     "": ("eager", "compile"),
@@ -39,6 +41,7 @@ class Runner:
         spec: what the file or network says of itself.
         runtime: its name.
         device: where inputs are taken and outputs left.
+        profiles: least and largest shape of each profile of an engine.
 
     Raises:
         FileNotFoundError: no such file or name.
@@ -47,7 +50,7 @@ class Runner:
 
     def __init__(
         self,
-        source: Source,
+        source: "Source",
         runtime: str = "",
         threads: int = 0,
         shape: Sequence[int] = (),
@@ -58,14 +61,20 @@ class Runner:
         self.runtime = runtime or kinds[0]
         check_choice("runtime", self.runtime, kinds)
         self._session: Session
+        self.profiles: Sequence[tuple[tuple[int, ...], tuple[int, ...]]] = ()
         if suffix == ".onnx":
             file = read_onnx(str(source))
-            self.spec = spec_of(file) or _foreign(file, preprocessing, source)
+            own = spec_of(file)
+            if own and preprocessing:
+                raise ValueError(f"{source} says itself what it takes: leave --clip out")
+            self.spec = own or _foreign(file, preprocessing, source)
             kind = OnnxRuntime if self.runtime == "onnxruntime" else OpenVino
             self._session = kind(Path(str(source)), threads)
         elif suffix == ".engine":
             self._open_engine(Path(str(source)))
         else:
+            from nlzoo.export.source import load_network  # all networks there are
+
             model, self.spec = load_network(source, shape)
             self._session = Torch(model, threads, self.runtime == "compile")
         self.device = self._session.device
@@ -77,16 +86,13 @@ class Runner:
     def _open_engine(self, path: Path) -> None:
         from nlzoo.export.engine import EngineSession
 
-        if not path.is_file():
-            raise FileNotFoundError(f"no file {path}; make it by python -m nlzoo.export tensorrt")
-        beside = path.with_name(f"{path.name}.json")
-        if not beside.is_file():
-            raise FileNotFoundError(f"no {beside}, which says what {path} takes; copy both")
-        facts = json.loads(beside.read_text("utf-8"))
-        if KEY not in facts:
+        self._session = session = EngineSession(path)
+        if not session.facts:
+            raise FileNotFoundError(f"no {path}.json, which says what {path} takes; copy both")
+        if KEY not in session.facts:
             raise ValueError(f"{path} was built from a file of others; export one by nlzoo.export")
-        self.spec = Spec.from_json(facts[KEY])
-        self._session = EngineSession(path)
+        self.spec = Spec.from_json(session.facts[KEY])
+        self.profiles = session.inputs[self.spec.input].ranges
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -135,10 +141,11 @@ class Runner:
         self.close()
 
 
-def _foreign(file: onnx.ModelProto, preprocessing: Preprocessing | None, source: Source) -> Spec:
+def _foreign(file: onnx.ModelProto, preprocessing: Preprocessing | None, source: "Source") -> Spec:
     if preprocessing is None:
         raise ValueError(
-            f"{source} says nothing about its input, it is no file of nlzoo.export; tell run by "
-            "--clip 32x2 --crop 256 --mean 0.45,0.45,0.45 --std 0.225,0.225,0.225 --classes FILE"
+            f"{source} says nothing about its input, it is no file of nlzoo.export; run takes it "
+            "with --clip 32x2 --size 256 --crop 256 --mean 0.45,0.45,0.45 --std 0.225,0.225,0.225 "
+            "--classes FILE"
         )
     return foreign_spec(file, preprocessing)

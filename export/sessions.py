@@ -39,8 +39,9 @@ class OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         gpu = "CUDAExecutionProvider" in ort.get_available_providers()
         wanted = "CUDAExecutionProvider" if gpu else "CPUExecutionProvider"
+        provider = (wanted, {"use_tf32": "0"} if gpu else {})  # TF32 has float16's digits
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=[wanted])
+            self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as error:  # the runtime's own, one class for each reason
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: ONNX Runtime cannot run it: {reason}") from error
@@ -120,7 +121,7 @@ class Torch:
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads or before)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
                 return {"output": self._model(*inputs.values())}
         finally:
             torch.set_num_threads(before)

@@ -1,7 +1,10 @@
 """Networks to export, run and compare: by name, by checkpoint, or where a user's own one is."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -11,6 +14,7 @@ from torch import nn
 
 from nlzoo.models import MODELS, create_model, load_model
 from nlzoo.names import nearest
+from nlzoo.preprocessing import Preprocessing
 from nlzoo.version import __version__
 from nlzoo.video import VideoResNet
 
@@ -23,14 +27,16 @@ def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, 
     Args:
         source: a checkpoint of `nlzoo.fit`; a name of `nlzoo.list_models()` (random weights, always
             the same); a network, or where one is: MODULE:OBJECT (one, or a function that returns
-            one).
+            one, of random weights always the same).
         shape: of its input; a video network's by default (2, 3, frames, test crop, test crop).
 
     Raises:
         FileNotFoundError: no such checkpoint or name; gives the nearest.
         ValueError: MODULE:OBJECT is no network; no shape; see `nlzoo.load_model`.
     """
-    model, name, sha256 = _load(source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, name, sha256 = _load(source)
     video = isinstance(model, VideoResNet)
     pre = model.preprocessing if isinstance(model, VideoResNet) else None
     if pre and not shape:
@@ -38,6 +44,8 @@ def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, 
     if len(shape) not in ((5,) if video else AXES):
         wanted = "(batch, 3, frames, height, width)" if video else "3 to 5 numbers, batch first"
         raise ValueError(f"{name}: shape {tuple(shape)} of the input: give {wanted} (--shape)")
+    if pre and shape[2:] != (pre.frames, pre.test_crop, pre.test_crop):
+        pre = _resized(pre, *shape[2:])
     return model.eval(), Spec(
         model=name,
         source=str(source) if sha256 else "",
@@ -52,20 +60,30 @@ def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, 
     )
 
 
+def _resized(pre: Preprocessing, frames: int, height: int, width: int) -> Preprocessing:
+    """For clips of other sizes than it was trained for; the view stays as wide."""
+    if height != width:
+        raise ValueError(
+            f"clips of {height} x {width} pixels: give a square, as videos are cropped"
+        )
+    size = round(pre.test_size * height / pre.test_crop)
+    return replace(pre, frames=frames, test_crop=height, test_size=size)
+
+
 def _load(source: Source) -> tuple[nn.Module, str, str]:
     """The network, its name, and the hash of its weights file."""
     if isinstance(source, nn.Module):
-        return source, type(source).__name__, ""
+        return deepcopy(source), type(source).__name__, ""
     source = str(source)
     if source in MODELS:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return create_model(source), source, ""
+        return create_model(source), source, ""
     if Path(source).is_file():
         model = load_model(source)
         return model, model.spec["name"], hashlib.sha256(Path(source).read_bytes()).hexdigest()
     if ":" not in source:
         raise FileNotFoundError(f"no checkpoint or model {source!r}{nearest(source, MODELS)}")
+    if str(Path.cwd()) not in sys.path:  # where `python -m` looks, and a console script does not
+        sys.path.insert(0, str(Path.cwd()))
     try:
         found = resolve_name(source)
         made = found if isinstance(found, nn.Module) else found()

@@ -10,6 +10,7 @@ import onnx
 from nlzoo.preprocessing import Preprocessing
 
 KEY = "nlzoo"  # of the file's metadata
+LEAST = 224  # pixels, of clips of any size: 7 x 7 positions of the last map
 AXES = {  # names of the axes that may be dynamic, by the rank of the input
     3: {"batch": 0, "length": 2},
     4: {"batch": 0, "height": 2, "width": 3},
@@ -55,12 +56,21 @@ class Spec:
 
     @classmethod
     def from_json(cls, text: str) -> "Spec":
-        """Inverse of `to_json`."""
-        values: dict[str, Any] = json.loads(text)
-        if values["preprocessing"]:
-            values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**values)
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError: it is damaged, or of another version of nlzoo.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            if values["preprocessing"]:
+                values["preprocessing"] = Preprocessing.from_dict(values["preprocessing"])
+            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"what nlzoo wrote into the file is damaged, or of another version: {error}"
+            ) from error
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ValueError where an input of this shape does not fit."""
@@ -68,6 +78,8 @@ class Spec:
         fits = len(shape) == len(self.shape) and min(shape) > 0
         if not fits or any(shape[i] != s for i, s in enumerate(self.shape) if i not in free):
             raise ValueError(f"input has shape {shape}, wanted {self.wanted()}")
+        if self.output == "log-probabilities" and min(shape[3:]) < LEAST:
+            raise ValueError(f"input has shape {shape}: clips have sides of {LEAST} pixels or more")
 
     def wanted(self) -> str:
         """The shape in words: `(batch, 3, 32, 256, 256)`."""
@@ -100,6 +112,12 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
     return file
 
 
+def inputs_of(file: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs of a file, without its weights, which old files list too."""
+    weights = {w.name for w in file.graph.initializer}
+    return [value for value in file.graph.input if value.name not in weights]
+
+
 def spec_of(file: onnx.ModelProto) -> Spec | None:
     """What a file of `nlzoo.export` says of itself; None for files of others."""
     entries = {entry.key: entry.value for entry in file.metadata_props}
@@ -112,11 +130,10 @@ def foreign_spec(file: onnx.ModelProto, preprocessing: Preprocessing) -> Spec:
     Raises:
         ValueError: it does not take clips (B, 3, T, H, W) of float32 or uint8.
     """
-    weights = {w.name for w in file.graph.initializer}
-    (first, *others) = [i for i in file.graph.input if i.name not in weights]
+    first, *others = inputs_of(file)
     kind = first.type.tensor_type
     pre, dims = preprocessing, kind.shape.dim
-    types = {onnx.TensorProto.FLOAT: False, onnx.TensorProto.UINT8: True}
+    types: dict[int, bool] = {onnx.TensorProto.FLOAT: False, onnx.TensorProto.UINT8: True}
     if others or len(dims) != 5 or kind.elem_type not in types:
         raise ValueError("it is no video network: one input (B, 3, T, H, W), float32 or uint8")
     default = 1, 3, pre.frames, pre.test_crop, pre.test_crop

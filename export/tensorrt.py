@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -99,14 +98,12 @@ def build_engine(
         raise ValueError(f"{output}: an engine is called NAME.engine")
     trt = load_backend(backend or ("tensorrt_rtx" if capabilities else ""))
     ranges = choose_profiles(model, profiles)
-    with whole_file(output) as part:
-        plan, facts = build_plan(trt, onnx_path, model, ranges, wishes)
-        part.write_bytes(plan)
+    plan, facts = build_plan(trt, onnx_path, model, ranges, wishes)
     engine = hashlib.sha256(plan).hexdigest()
     source = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
     metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key == KEY}
     content = {
-        "engine": {"file": output.name, "bytes": output.stat().st_size, "sha256": engine},
+        "engine": {"file": output.name, "bytes": len(memoryview(plan)), "sha256": engine},
         "onnx": {"file": onnx_path.name, "bytes": onnx_path.stat().st_size, "sha256": source},
         "backend": trt.__name__,
         "version": trt.__version__,
@@ -114,7 +111,9 @@ def build_engine(
         **facts,
         **metadata,
     }
-    write_whole(output.with_name(f"{output.name}.json"), json.dumps(content, indent=1) + "\n")
+    with whole_file(output) as part:  # both or none
+        part.write_bytes(plan)
+        write_whole(output.with_name(f"{output.name}.json"), json.dumps(content, indent=1) + "\n")
     return content
 
 
@@ -162,8 +161,17 @@ def build_plan(
         "layers": network.num_layers,
         "precisions": _precisions(network),
         "seconds": round(time.perf_counter() - start, 2),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mb": _peak_memory(),
     }
+
+
+def _peak_memory() -> int | None:
+    """Of this process, MB."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def _capabilities(trt: Any, wishes: Wishes) -> dict[str, str]:

@@ -9,16 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from nlzoo.export.spec import read_onnx, spec_of
+from nlzoo.export.spec import inputs_of, read_onnx, spec_of
 
 TYPES = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
     onnx.TensorProto.BFLOAT16: "TYPE_BF16",
+    onnx.TensorProto.DOUBLE: "TYPE_FP64",
     onnx.TensorProto.UINT8: "TYPE_UINT8",
+    onnx.TensorProto.INT8: "TYPE_INT8",
     onnx.TensorProto.INT32: "TYPE_INT32",
     onnx.TensorProto.INT64: "TYPE_INT64",
     onnx.TensorProto.BOOL: "TYPE_BOOL",
+    onnx.TensorProto.STRING: "TYPE_STRING",
 }
 
 
@@ -46,11 +49,11 @@ def write_repository(path: str | Path, dest: str | Path, max_batch: int = 8) -> 
         raise FileExistsError(f"{folder} is there already; remove it, or name another folder")
     spec = spec_of(file)
     classes = spec.preprocessing.classes if spec and spec.preprocessing else ()
+    text = "\n".join(_config(file, path.stem, max_batch, bool(classes)))
     part = dest / f".{path.stem}.part"
     try:
         (part / "1").mkdir(parents=True)
         onnx.save(onnx.load(str(path)), str(part / "1" / "model.onnx"))  # in one file
-        text = "\n".join(_config(file.graph, path.stem, max_batch, bool(classes)))
         (part / "config.pbtxt").write_text(text + "\n")
         if classes:
             (part / "labels.txt").write_text("\n".join(classes) + "\n", "utf-8")
@@ -60,9 +63,8 @@ def write_repository(path: str | Path, dest: str | Path, max_batch: int = 8) -> 
     return folder
 
 
-def _config(graph: onnx.GraphProto, name: str, max_batch: int, labels: bool) -> Iterator[str]:
-    weights = {w.name for w in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
+def _config(file: onnx.ModelProto, name: str, max_batch: int, labels: bool) -> Iterator[str]:
+    inputs = inputs_of(file)
     batched = all(
         value.type.tensor_type.shape.dim and not value.type.tensor_type.shape.dim[0].dim_value
         for value in inputs
@@ -70,7 +72,7 @@ def _config(graph: onnx.GraphProto, name: str, max_batch: int, labels: bool) -> 
     yield f'name: "{name}"'
     yield 'backend: "onnxruntime"'
     yield f"max_batch_size: {max_batch if batched else 0}"
-    for kind, values in (("input", inputs), ("output", graph.output)):
+    for kind, values in (("input", inputs), ("output", file.graph.output)):
         for value in values:
             dims = [d.dim_value or -1 for d in value.type.tensor_type.shape.dim][batched:]
             yield f"{kind} {{"

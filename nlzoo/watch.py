@@ -1,7 +1,7 @@
 """A network watches one video file: its scores over views, and where a position looks."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,9 +10,10 @@ from nlzoo.data.clips import clip_at, last_start, step_of
 from nlzoo.data.decode import Source, UnreadableVideo, open_video
 from nlzoo.data.loading import EvalClips
 from nlzoo.data.transforms import EvalTransform, resize_short
-from nlzoo.explain import draw, look
 from nlzoo.preprocessing import UNREADABLE, Preprocessing
-from nlzoo.video import VideoResNet
+
+if TYPE_CHECKING:
+    from nlzoo.video import VideoResNet
 
 At = tuple[int, int, int]  # (frame, x, y) of a video
 
@@ -45,8 +46,7 @@ def watch_video(
     top = [{"class": names[k], "score": s} for k, s in zip(index, best.tolist(), strict=True)]
     result: dict[str, Any] = {"video": video, "top": top} | ({"damage": damage} if damage else {})
     if picture:
-        assert isinstance(model, VideoResNet)
-        frame, x, y = look_at_video(model, video, Path(picture), at)
+        frame, x, y = look_at_video(model, video, Path(picture), at)  # type: ignore[arg-type]
         result["look"] = {"picture": picture, "frame": frame, "x": x, "y": y}
     return result
 
@@ -85,7 +85,7 @@ def score_video(
     return total / (clips * crops), damage
 
 
-def look_at_video(model: VideoResNet, video: Source, picture: Path, at: At | None = None) -> At:
+def look_at_video(model: "VideoResNet", video: Source, picture: Path, at: At | None = None) -> At:
     """Draw where a position of a video looks, on a clip of whole frames around it.
 
     Args:
@@ -102,6 +102,8 @@ def look_at_video(model: VideoResNet, video: Source, picture: Path, at: At | Non
         UnreadableVideo: no frame can be read.
         ValueError: a position outside the video, or a network without blocks.
     """
+    from nlzoo.explain import draw, look  # with Matplotlib
+
     pre = model.preprocessing
     with open_video(video) as file:
         step = step_of(pre.stride, file.fps, pre.fps)

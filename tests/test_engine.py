@@ -11,8 +11,11 @@ import torch
 from nlzoo.export import engine
 from nlzoo.export.engine import EngineSession
 from nlzoo.export.onnx import export_onnx
+from nlzoo.export.parity import compare, draw_inputs
+from nlzoo.export.runtime import Runner
 from nlzoo.export.tensorrt import CAPABILITIES, build_engine
 from recorded_tensorrt import need_rtx, relu
+from torch import nn
 
 from nlzoo import NonLocalBlock
 
@@ -74,6 +77,11 @@ def gpu(recorded, monkeypatch):
     return Graph
 
 
+class Twice(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
 def engine_file(folder):
     shapes = ["input=1x3:1x3:2x3", "input=4x3:4x3:8x3"]
     build_engine(relu(folder / "m.onnx", ("batch", 3)), folder / "m.engine", profiles=shapes)
@@ -92,6 +100,35 @@ def test_an_engine_runs_in_any_order_of_shapes(tmp_path, gpu, monkeypatch):
     assert gpu.replays == 5
     assert [session._contexts[i].profile for i in (0, 1)] == [0, 1]
     session.close()
+
+
+def test_runners_take_engines(tmp_path, gpu):
+    """The recorded engine doubles its input, as the network does."""
+    export_onnx(Twice(), tmp_path / "m.onnx", shape=(2, 3, 4))
+    profiles = ["input=1x3x4:2x3x4:5x3x4"]
+    build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", profiles=profiles)
+    with Runner(tmp_path / "m.engine") as runner:
+        assert (runner.runtime, runner.spec.model) == ("engine", "Twice")
+        inputs = draw_inputs(runner.spec, runner, runner.profiles)
+        assert [len(x) for x in inputs] == [2, 5, 3, 1]  # a batch of 8 is more than it takes
+        assert compare(Twice(), runner, inputs).relative_l2 == 0
+        with pytest.raises(ValueError, match=r"\(1, 3, 5\), wanted \(batch, 3, 4\)"):
+            runner(torch.zeros(1, 3, 5))
+
+
+def test_engines_that_say_too_little(tmp_path, gpu):
+    path = engine_file(tmp_path)
+    with pytest.raises(ValueError, match="built from a file of others"):
+        Runner(path)
+    (tmp_path / "m.engine.json").write_text("half a fi")
+    with pytest.raises(ValueError, match=r"m\.engine\.json is damaged"):
+        Runner(path)
+    (tmp_path / "m.engine.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no .*m\.engine\.json.*copy both"):
+        Runner(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="no engine"):
+        Runner(path)
 
 
 @pytest.mark.parametrize(

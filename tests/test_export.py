@@ -8,14 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nlzoo.export.graph import Graph, largest_logit
-from nlzoo.export.onnx import export_onnx
+from nlzoo.export.onnx import _check_axes, _write, export_onnx
 from nlzoo.export.parity import compare
 from nlzoo.export.runtime import Runner
+from nlzoo.export.source import load_network
 from nlzoo.export.spec import AXES, KEY, Spec
 from torch import nn
 
 from nlzoo import NonLocalBlock, create_model, list_models
 from nlzoo.preprocessing import Preprocessing
+from nlzoo.program import one_line
 from nlzoo.tasks.video import VideoClassification
 
 FORMS = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
@@ -102,6 +104,8 @@ def test_sizes_not_seen_at_export(tmp_path):
     axes = ("batch", "frames", "height", "width")
     export_onnx(source, tmp_path / "m.onnx", dynamic=axes, shape=(2, 3, 8, 224, 224), raw=True)
     runner = Runner(tmp_path / "m.onnx", threads=1)
+    with pytest.raises(ValueError, match="clips have sides of 224 pixels or more"):
+        runner(clips(1, side=192))
     for shape in ((1, 3, 9, 231, 260), (2, 3, 16, 224, 224)):
         clip = torch.randint(0, 256, shape, dtype=torch.uint8)
         with torch.no_grad():
@@ -125,7 +129,7 @@ def test_blocks_alone(tmp_path, form, dims, pool):
         subsample=None if pool == "none" else 2,
         subsample_first=pool == "before",
         zero_init=False,
-    )
+    ).eval()
     shape = (2, 8, *(6, 10, 12)[3 - dims :])
     for precision, tolerance in (("fp32", 1e-5), ("fp16", 5e-3)):
         path = tmp_path / f"{precision}.onnx"
@@ -184,35 +188,105 @@ EXAMPLE = (2, 3, 4, 12, 16)
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "message"),
     [
-        "int batch",
-        "int frames",
-        "branch",
-        "branch on batch",
-        "linear",
-        "window",
-        "stride",
-        "square",
+        ("int batch", "are not free"),
+        ("int frames", "are not free"),
+        ("branch", "out of tolerance"),
+        ("branch on batch", "out of tolerance"),
+        ("linear", "itself refuses an input"),
+        ("window", "the number of outputs, .*, depends on the input's size"),
+        ("stride", "itself refuses an input"),
+        ("square", "itself refuses an input"),
     ],
 )
-def test_what_the_exporter_does_not_say_is_found(tmp_path, kind):
+def test_what_the_exporter_does_not_say_is_found(tmp_path, kind, message):
     shape = (2, 3, 4, 16, 16) if kind == "square" else EXAMPLE
-    with pytest.raises((ValueError, RuntimeError)) as error:
-        export_onnx(
-            Silent(kind),
-            tmp_path / "m.onnx",
-            shape=shape,
-            dynamic=("batch", "frames", "height", "width"),
-        )
-    assert str(error.value)
+    axes = ("batch", "frames", "height", "width")
+    with pytest.raises(ValueError, match=message):
+        export_onnx(Silent(kind), tmp_path / "m.onnx", shape=shape, dynamic=axes)
     assert not list(tmp_path.iterdir())
+
+
+def test_axes_that_the_exporter_merges_are_found(tmp_path):
+    network, spec = load_network(Silent("square"), (2, 3, 4, 16, 16))
+    _write(Graph(network), spec, 18, tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match=r"are not free; the network uses .* two as if"):
+        _check_axes(tmp_path / "m.onnx", spec)
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+
+class Picky(nn.Module):
+    def forward(self, x):
+        assert x.shape[0] < 3
+        return x
+
+
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Branch(), "Branch cannot be exported: "),
+        (Picky(), "Picky itself refuses an input .* not free in batch: assert"),
+        (Pair(), "the output is a tuple: a network of one tensor is needed"),
+    ],
+)
+def test_networks_that_cannot_be_exported_say_why_in_a_line(tmp_path, network, message):
+    with pytest.raises(ValueError, match=message) as error:
+        export_onnx(network, tmp_path / "m.onnx", shape=(2, 3, 8))
+    assert len(one_line(error.value)) < 400
+    assert not list(tmp_path.iterdir())
+
+
+class Norms(nn.Module):
+    """Norms that are not merged: after another layer, without statistics, of a shared output."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.conv = nn.ConvTranspose2d(3, 4, 2), nn.Conv2d(4, 4, 3)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+        self.last = nn.BatchNorm2d(4, track_running_stats=False)
+
+    def forward(self, x):
+        x = self.conv(self.norms[0](self.up(x)))
+        return self.last(self.norms[1](x) + x)
+
+
+def test_norms_are_merged_only_where_that_changes_nothing(tmp_path):
+    network = Norms()
+    with torch.no_grad():
+        for norm in network.norms:
+            norm.running_mean.uniform_(-1, 1)
+    path = tmp_path / "m.onnx"
+    assert export_onnx(network, path, shape=(2, 3, 8, 9), precision="fp16").relative_l2 < 5e-3
+    assert network.training  # it is a copy that is exported
+
+
+def test_clips_of_another_size_than_trained_for_can_be_run(tmp_path):
+    source, _ = checkpoint(tmp_path / "c.ckpt")
+    export_onnx(source, tmp_path / "m.onnx", shape=(1, 3, 6, 96, 96), dynamic=())
+    with Runner(tmp_path / "m.onnx") as runner:
+        pre = runner.preprocessing
+        assert (pre.frames, pre.test_crop, pre.test_size) == (6, 96, 96)
+        assert runner.spec.wanted() == "(1, 3, 6, 96, 96)"
+    with pytest.raises(ValueError, match="clips of 96 x 64 pixels: give a square"):
+        export_onnx(source, tmp_path / "n.onnx", shape=(1, 3, 8, 96, 64))
+    export_onnx(source, tmp_path / "o.onnx", dynamic=())
+    assert Runner(tmp_path / "o.onnx").spec.shape == (1, 3, 8, 64, 64)
 
 
 @pytest.mark.parametrize("at", [0, 2])
 def test_examples_of_size_one_stay_dynamic(tmp_path, at):
     shape = [1 if i == at else s for i, s in enumerate((2, 8, 4, 6, 10))]
-    block = NonLocalBlock(8, zero_init=False)
+    block = NonLocalBlock(8, zero_init=False).eval()
     axes = ("batch", "frames", "height", "width")
     assert export_onnx(block, tmp_path / "m.onnx", shape=shape, dynamic=axes).relative_l2 <= 1e-5
     other = torch.randn(3, 8, 5, 7, 9)
@@ -283,7 +357,8 @@ def test_a_file_says_all_that_is_needed(tmp_path):
         ({"opset": 18, "precision": "bf16"}, "opset 18 with bf16: give 22 to 23"),
         ({"precision": "fp61"}, "unknown precision 'fp61'; did you mean 'fp16'"),
         ({"dynamic": ["hieght"]}, "unknown axis 'hieght'; did you mean 'height'"),
-        ({"dynamic": ["height"]}, "dynamic heights and widths of a clip start at 224 pixels"),
+        ({"dynamic": ["height"]}, "clips have sides of 224 pixels or more"),
+        ({"path": "m.txt"}, "an ONNX file is called NAME.onnx"),
         ({"source": "i3d_r50_nl6"}, "no checkpoint or model 'i3d_r50_nl6'; did you mean"),
     ],
 )

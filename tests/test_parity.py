@@ -79,6 +79,20 @@ def test_what_is_not_a_number_is_out_of_tolerance():
     assert zero.relative_l2 == 0
 
 
+def test_an_infinite_reference_is_out_of_tolerance_too():
+    outputs = {1: torch.ones(1, 2), 2: torch.full((2, 2), torch.inf)}
+    found = compare(
+        lambda x: outputs[len(x)], lambda x: torch.ones(len(x), 2), [torch.zeros(1), torch.zeros(2)]
+    )
+    with pytest.raises(ToleranceError):
+        found.check(1e-5)
+
+
+def test_outputs_of_other_shapes_are_not_compared():
+    with pytest.raises(ValueError, match=r"outputs \(2, 5\) and \(2, 1\): other networks"):
+        compare(lambda x: torch.ones(2, 5), lambda x: torch.ones(2, 1), [torch.zeros(2)])
+
+
 def test_logits_and_log_probabilities_are_the_same_scores():
     x = torch.randn(3, 5)
     assert compare(lambda x: x, lambda x: x.log_softmax(1), [x], True).relative_l2 < 1e-6
@@ -88,7 +102,7 @@ def test_logits_and_log_probabilities_are_the_same_scores():
 def test_inputs_are_at_other_sizes_odd_ones_included(files):
     model, spec = load_network(files[1], (2, 3, 8, 64, 64))
     shapes = {tuple(x.shape) for x in draw_inputs(spec, model)}
-    assert shapes == {(2, 3, 8, 64, 64), (3, 3, 10, 67, 68), (8, 3, 8, 64, 64), (1, 3, 3, 31, 31)}
+    assert shapes == {(2, 3, 8, 64, 64), (3, 3, 11, 67, 69), (8, 3, 8, 64, 64), (1, 3, 3, 31, 31)}
 
 
 def test_common_inputs(files):

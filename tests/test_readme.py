@@ -54,6 +54,8 @@ def test_every_recipe_is_listed():
     assert sorted(listed) == cli.recipe_names()
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target

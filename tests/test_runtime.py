@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 
 import onnx
@@ -102,7 +104,7 @@ def test_files_that_cannot_be_run(files, tmp_path, capsys):
         "text.onnx": "not an ONNX file, or is truncated",
         "part.onnx": "not an ONNX file, or is truncated",
         "apart.onnx": "keeps its weights in apart.data, which is not beside it",
-        "foreign.onnx": "--clip 32x2 --crop 256 --mean",
+        "foreign.onnx": "--clip 32x2 --size 256 --crop 256",
     }
     for name, message in messages.items():
         with pytest.raises(SystemExit) as exit_:
@@ -134,6 +136,10 @@ def test_files_of_others_run_with_what_is_told(files, video, tmp_path, capsys):
     told = ("--clip", "8x1", "--crop", "64", "--classes", tmp_path / "names.txt")
     wanted = answers(capsys, files[2], video)
     assert answers(capsys, tmp_path / "foreign.onnx", video, *told) == pytest.approx(wanted)
+    with pytest.raises(ValueError, match="leave --clip out"):
+        program.main(["run", str(files[2]), str(video), *map(str, told)])
+    with pytest.raises(ValueError, match="--clip FRAMESxSTRIDE is missing"):
+        program.main(["run", str(tmp_path / "foreign.onnx"), str(video), "--crop", "64"])
     with pytest.raises(ValueError, match="expected --clip FRAMESxSTRIDE"):
         program.main(["run", str(tmp_path / "foreign.onnx"), str(video), "--clip", "8"])
 
@@ -151,3 +157,13 @@ def test_networks_without_preprocessing_say_so(tmp_path):
         with pytest.raises(ValueError, match="Two is no video network"):
             watch_video(runner, "v.mp4", 1, 1)
         assert torch.equal(runner(torch.ones(5, 3, 4)), torch.full((5, 3, 4), 2.0))
+
+
+def test_running_a_file_loads_no_network_and_no_trainer(files, video):
+    code = (
+        "import sys; from nlzoo.export import __main__ as p; p.main(sys.argv[1:]);"
+        "print({'lightning', 'timm', 'pytorchvideo', 'matplotlib'} & {*sys.modules})"
+    )
+    command = [sys.executable, "-c", code, "run", str(files[2]), str(video), "--clips", "1"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert text.splitlines()[-1] == "set()"

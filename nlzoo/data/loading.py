@@ -6,10 +6,9 @@ What an item looks like is a function of (seed, epoch, index), never of worker, 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
@@ -17,6 +16,9 @@ from nlzoo.data.clips import centre_clip, generator, step_of, test_clips, train_
 from nlzoo.data.decode import Source, UnreadableVideo, open_video
 from nlzoo.data.transforms import EvalTransform, TrainTransform
 from nlzoo.preprocessing import UNREADABLE
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 TRIES = 10  # videos tried in place of an unreadable one
 
@@ -144,7 +146,7 @@ class EpochSampler(DistributedSampler[Any]):
     iteration begins where training stands, inside an epoch too. The length is a whole epoch's.
     """
 
-    def __init__(self, data: TrainClips, batch_size: int, trainer: Trainer | None) -> None:
+    def __init__(self, data: TrainClips, batch_size: int, trainer: "Trainer | None") -> None:
         world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         super().__init__(data, world, rank, shuffle=True, seed=data.seed, drop_last=True)
         self._batch_size, self._trainer = batch_size, trainer
@@ -169,7 +171,7 @@ class TrainLoader(DataLoader[Any]):
     """Batches of training clips; the state that Lightning asks for is its own count of batches."""
 
     def __init__(
-        self, data: TrainClips, batch_size: int, workers: int, trainer: Trainer | None
+        self, data: TrainClips, batch_size: int, workers: int, trainer: "Trainer | None"
     ) -> None:
         super().__init__(
             data,
