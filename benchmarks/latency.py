@@ -23,6 +23,7 @@ from nlzoo.export.parity import compare
 from nlzoo.export.runtime import Runner
 from nlzoo.export.timing import LEAST_ROUNDS, interleaved, machine, ratio
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import nlzoo
 from benchmarks.measure import bar, describe, table, write_json
@@ -53,13 +54,15 @@ def measure(rounds: int) -> dict[str, Any]:
     clip = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         calls = networks(stack, Path(folder))
+        with FlopCounterMode(display=False) as counter:
+            calls[PLAIN](clip)
         parity = {name: compare(calls[PLAIN], call, [clip]) for name, call in calls.items()}
         times = interleaved({k: partial(call, clip) for k, call in calls.items()}, range(rounds))
     rows = [
         {"network": name}
         | spread(times[name])
         | against(times[name], times[PLAIN])
-        | {"relative L2": parity[name].relative_l2}
+        | {"GFLOP": counter.get_total_flops() / 1e9, "relative L2": parity[name].relative_l2}
         for name in calls
     ]
     bars = [
@@ -80,6 +83,7 @@ def render() -> str:
             "median, ms": row["median_ms"],
             "p90": row["p90_ms"],
             "processor, ms": row["cpu_ms"],
+            "GFLOP/s": 1e3 * row["GFLOP"] / row["median_ms"],
             "share of the first": row["ratio"],
             "95 % of": " to ".join(f"{x:.3f}" for x in row["interval"]),
             "relative L2": f"{row['relative L2']:.1e}",

@@ -62,16 +62,22 @@ def quantize(options: Namespace) -> None:
 def bench_parser() -> ArgumentParser:
     """What to measure, and how."""
     made = make_parser("", "measure latency, parity and accuracy, interleaved")
-    made.add_argument("sources", nargs="+", help="names, checkpoints, .onnx, .engine; first: base")
+    made.add_argument(
+        "sources", nargs="+", help="names, checkpoints, .onnx, .engine; the first is the base"
+    )
     made.add_argument("--output", required=True, help="JSON file to write")
-    made.add_argument("--runtime", default="", help="of eager,compile,onnxruntime,openvino,engine")
+    made.add_argument(
+        "--runtime", default="", help="names, as in compile,openvino; each for what it takes"
+    )
     made.add_argument("--batch", default="1", help="sizes, as in 1,8")
-    made.add_argument("--threads", type=int, default=0, help="on a CPU; 0: each runtime's choice")
+    made.add_argument("--threads", type=int, default=0, help="on a CPU; 0: as each runtime likes")
     made.add_argument("--rounds", type=int, default=30, help="of all in turn")
     made.add_argument("--data", default="", help="folder of videos: top-1, too")
     made.add_argument("--val", default="val", help="name of its validation split")
-    made.add_argument("--video", default="", help="file: decoding, preprocessing, copy apart, too")
-    made.add_argument("--shape", default="", help="of the input of MODULE:OBJECT: 2,3,32,256,256")
+    made.add_argument(
+        "--video", default="", help="file: decode, preprocess, copy, compute apart, too"
+    )
+    made.add_argument("--shape", default="", help="of a network's input, as in 1,3,8,224,224")
     return made
 
 

@@ -1,22 +1,27 @@
 """int8 files: what is quantised, how, and what it costs."""
 
 from dataclasses import replace
+from itertools import islice
 
 import onnx
 import pytest
 import torch
 from nlzoo.export import __main__ as program
+from nlzoo.export.bench import top1
 from nlzoo.export.onnx import export_onnx
 from nlzoo.export.parity import compare
+from nlzoo.export.programs import labelled, validation
 from nlzoo.export.quantize import quantize
 from nlzoo.export.runtime import Runner
 from nlzoo.export.spec import read_onnx, spec_of
+from nlzoo.export.tensorrt import build_engine
 from onnx import numpy_helper
 from test_export import checkpoint, clips
 from torch import nn
 
-from nlzoo import NonLocalBlock
+from nlzoo import NonLocalBlock, fit
 from nlzoo.data.decode import write_video
+from nlzoo.data.sample import make_sample
 from nlzoo.program import run
 
 
@@ -62,6 +67,12 @@ def test_scores_stay_close(files):
     with Runner(path) as runner:
         found = compare(model, runner, [clips(4, seed=9)])
     assert 0 < found.relative_l2 < 0.2
+
+
+def test_tensorrt_takes_it(files, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    built = build_engine(files[2], tmp_path / "q.engine", capabilities=["8.9"])
+    assert built["precisions"]["INT8"] > 0
 
 
 @pytest.mark.parametrize("form", ["embedded_gaussian", "concatenation"])
@@ -171,3 +182,23 @@ def test_program_refuses_in_one_line(files, videos, tmp_path, capsys, wish, mess
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_trained_network(tmp_path, monkeypatch):
+    """fp32 files give every validation clip the network's class; int8 costs 2 points at most."""
+    monkeypatch.setenv("NLZOO_CACHE", str(tmp_path / "cache"))
+    options = ["--run", str(tmp_path / "run"), "--trainer.max_epochs", "2"]
+    fit.main(["--recipe", "i3d_nl_kinetics", "--sample", *options])
+    source = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    export_onnx(source, tmp_path / "m.onnx")
+    with Runner(source) as network, Runner(tmp_path / "m.onnx") as runner:
+        data = labelled(str(make_sample()), network, 8, "train", "val")
+        given = (batch[0] for batch in islice(data.train_dataloader(), 8))
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", given)
+        accuracy = top1(network, validation(data))
+        assert accuracy > 0.9
+        seen = (clip for clip, *_ in validation(data))
+        assert compare(network, runner, seen).top1_agreement == 1
+    with Runner(tmp_path / "q.onnx") as runner:
+        assert abs(top1(runner, validation(data)) - accuracy) <= 0.02
