@@ -87,7 +87,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
     source, _ = checkpoint(folder / "c.ckpt")
     export_onnx(source, folder / "m.onnx")
-    export_onnx(source, folder / "two.onnx", dynamic=())
+    export_onnx(source, folder / "two.onnx", dynamic=(), shape=(2, 3, 8, 64, 64))
     return source, str(folder / "m.onnx"), str(folder / "two.onnx")
 
 
