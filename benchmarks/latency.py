@@ -57,6 +57,8 @@ def measure(rounds: int) -> dict[str, Any]:
         with FlopCounterMode(display=False) as counter:
             calls[PLAIN](clip)
         parity = {name: compare(calls[PLAIN], call, [clip]) for name, call in calls.items()}
+        for found in parity.values():
+            found.check(1e-5)
         times = interleaved({k: partial(call, clip) for k, call in calls.items()}, range(rounds))
     rows = [
         {"network": name}
@@ -104,6 +106,8 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="tables from the JSON file")
     options = parser.parse_args()
     if not options.render:
+        if torch.cuda.is_available():
+            raise SystemExit("this measures a CPU: hide the GPU by CUDA_VISIBLE_DEVICES=")
         torch.set_num_threads(1)
         facts = machine()
         write_json(RESULTS, {"machine": facts, **measure(options.rounds)})

@@ -67,8 +67,10 @@ def opened(
         shape: of the input of a MODULE:OBJECT.
 
     Raises:
-        ValueError: a runtime that takes none of the sources; see `Runner`.
+        ValueError: a runtime that takes none of the sources, a source named twice; see `Runner`.
     """
+    if twice := [source for source in sources if sources.count(source) > 1]:
+        raise ValueError(f"{twice[0]} is named twice")
     kinds = [RUNTIMES.get(Path(source).suffix, RUNTIMES[""]) for source in sources]
     for runtime in runtimes:
         check_choice("runtime", runtime, {name: 0 for kind in kinds for name in kind})

@@ -40,6 +40,8 @@ def quantize(path: str | Path, output: str | Path, clips: Iterable[Tensor]) -> N
         ValueError: no file of `nlzoo.export`, one that is not float32, no clips, or clips of
             another shape.
     """
+    if Path(output).suffix != ".onnx":
+        raise ValueError(f"{output}: an ONNX file is called NAME.onnx")
     file = read_onnx(path)
     spec = spec_of(file)
     if spec is None:

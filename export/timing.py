@@ -123,7 +123,8 @@ def _nvidia() -> dict[str, str]:
     if shutil.which("nvidia-smi") is None:
         return {}
     query = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA)}", "--format=csv,noheader"]
-    cards = subprocess.run(query, capture_output=True, text=True).stdout.splitlines()
+    found = subprocess.run(query, capture_output=True, text=True)
+    cards = found.stdout.splitlines() if found.returncode == 0 else []  # else there is no driver
     card = torch.cuda.current_device() if torch.cuda.is_available() else 0
     return dict(zip(NVIDIA, cards[card].split(", "), strict=True)) if cards else {}
 
