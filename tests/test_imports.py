@@ -21,7 +21,7 @@ LAYERS = [
     {"video", "image", "detection"},
     {"models"},
     {"explain"},
-    {"tasks", "data"},
+    {"tasks", "data", "weights.verify"},
     {"watch", "run", "report"},
     {"answer"},
     {"cli"},
@@ -30,7 +30,7 @@ LAYERS = [
 # Narrower than their layer.
 ONLY = {
     "data": {"files", "names", "preprocessing", "program"},
-    "weights": {"blocks", "files", "version"},
+    "weights": {"blocks", "files", "names", "version"},
     "image": {"names", "preprocessing", "blocks", "insert"},
     "program": {"names"},
     "run": {"files", "program", "version"},
@@ -38,12 +38,20 @@ ONLY = {
 # Packages of others, and the modules that may import them; torch everywhere.
 OTHERS = {
     "lightning": {"tasks", "data", "cli", "run", "fit", "evaluate", "predict"},
-    "timm": {"image", "detection"},
+    "timm": {"image", "detection", "weights.verify"},
     "pytorchvideo": {"video"},
     "torchvision": {"detection"},
     "av": {"data.decode", "data.prepare"},
     "torchcodec": {"data.decode"},
-    "jsonargparse": {"program", "cli", "fit", "evaluate", "predict", "data.prepare"},
+    "jsonargparse": {
+        "program",
+        "cli",
+        "fit",
+        "evaluate",
+        "predict",
+        "data.prepare",
+        "weights.__main__",
+    },
     "onnx": set(),
     "onnxruntime": set(),
     "openvino": set(),

@@ -1,0 +1,241 @@
+"""Other implementations' blocks: golden outputs, and files in their names."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from nlzoo import NonLocalBlock
+from nlzoo.program import run
+from nlzoo.weights import __main__ as program
+from nlzoo.weights.blocks import DIALECTS, load_block
+from nlzoo.weights.golden import LIMIT, make_input, make_state, read_golden, relative_error
+from nlzoo.weights.verify import BUILDERS, verify
+
+SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
+GOLDENS = SHARED / "goldens"
+NAMES = sorted(
+    path.name
+    for path in GOLDENS.glob("*.json")
+    if json.loads(path.read_text())["dialect"] in BUILDERS
+)
+needs_goldens = pytest.mark.skipif(not NAMES, reason=f"no golden files in {GOLDENS}")
+
+
+@needs_goldens
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_outputs_are_reproduced(name):
+    assert verify(read_golden(GOLDENS / name)) <= LIMIT
+
+
+# what a golden would not show if it were forgotten
+MISTAKES = {
+    "alexhex7_block3d_embedded_gaussian.json": [
+        {"subsample_first": True},
+        {"subsample": None},
+        {"scale": 16**-0.5},
+        {"form": "dot_product"},
+    ],
+    "alexhex7_block3d_dot_product.json": [{"form": "embedded_gaussian"}, {"subsample": None}],
+    "alexhex7_block3d_concatenation.json": [{"subsample_first": True}, {"subsample": None}],
+    "alexhex7_block3d_gaussian.json": [{"subsample": None}],
+    "mmcv_nonlocal3d_gaussian_sub_bn.json": [{"subsample": None}],
+    "timm_block_nonlocal_attn.json": [{"scale": 8**-0.5}, {"scale": 1.0}],
+    "fair_pytorchvideo_nonlocal_softmax_pool.json": [
+        {"subsample": None},
+        {"subsample": (1, 2, 2), "scale": 1.0},
+        {"subsample": (1, 2, 2), "subsample_first": False},
+    ],
+}
+
+
+@needs_goldens
+@pytest.mark.parametrize(
+    ("name", "wrong"), [(name, wrong) for name, all_ in MISTAKES.items() for wrong in all_]
+)
+def test_mistakes_are_seen(name, wrong):
+    golden = read_golden(GOLDENS / name)
+    x = make_input(golden)
+    dialect = golden["dialect"].removesuffix("-block")
+    block = load_block(make_state(golden), dialect, x.ndim - 2, **wrong)
+    with torch.no_grad():
+        assert relative_error(golden, block(x)) > 1e3 * LIMIT
+
+
+# -- files in every dialect's names -----------------------------------------------------------
+
+WRITTEN = {  # what this zoo calls theta.weight and so on
+    "caffe2": "nonlocal_conv3_1_{}_{}",
+    "slowfast": "conv_theta conv_phi conv_g conv_out bn",
+    "pytorchvideo": "conv_theta conv_phi conv_g conv_out norm",
+    "mmcv": "theta.conv phi.0.conv g.0.conv conv_out.conv conv_out.bn concat_project.conv.weight",
+    "mmaction01": "theta phi.1 g.1 W.0 W.1",
+    "mit_tsm": "theta phi.0 g.0 W.0 W.1",
+    "alexhex7": "theta phi.0 g.0 W.0 W.1 concat_project.0.weight",
+    "tea1528": "theta phi g W_z.0 W_z.1 W_f.0.weight",
+    "gluoncv": "theta phi g W bn",
+    "timm": "t p g z norm",
+    "tushar": "theta phi g out bn",
+    "patykov": "theta phi.1 g.1 W.0 W.1",
+}
+
+
+def written(block, dialect):
+    """A block's tensors in another implementation's names, with its aliases."""
+    state = dict(block.state_dict())
+    if dialect == "caffe2":
+        short = {"weight": "w", "bias": "b", "running_mean": "rm", "running_var": "riv"}
+        del state["norm.num_batches_tracked"]
+        split = ((*name.split("."), tensor) for name, tensor in state.items())
+        return {
+            f"nonlocal_conv3_1_{'bn' if own == 'norm' else own}_"
+            f"{'s' if own == 'norm' and kind == 'weight' else short[kind]}": tensor
+            for own, kind, tensor in split
+        }
+    theirs = dict(zip(("theta", "phi", "g", "out", "norm"), WRITTEN[dialect].split(), strict=False))
+    named = {}
+    for name, tensor in state.items():
+        own, _, kind = name.partition(".")
+        if own == "w_f":
+            named[WRITTEN[dialect].split()[5]] = tensor.view(1, -1, 1, 1)
+        elif not (dialect == "mmcv" and name == "out.bias"):
+            named[f"{theirs[own]}.{kind}"] = tensor
+    if dialect == "mmaction01":
+        named |= {f"bn.{k}": v for k, v in block.norm.state_dict().items()}
+    if dialect == "gluoncv":
+        named |= {f"W_bn.0.{k}": v for k, v in block.out.state_dict().items()}
+        named |= {f"W_bn.1.{k}": v for k, v in block.norm.state_dict().items()}
+    return named
+
+
+def block_of(dialect, form="embedded_gaussian", dims=3):
+    torch.manual_seed(0)
+    spoken = DIALECTS[dialect]
+    scale = {"scale": spoken.scale(8, 4)} if form == "embedded_gaussian" else {}
+    block = NonLocalBlock(
+        8,
+        dims=2 if dialect == "timm" else dims,
+        form=form,
+        subsample=2 if spoken.pooled else None,
+        subsample_first=spoken.pool_first,
+        zero_init=False,
+        **scale,
+    )
+    with torch.no_grad():
+        for tensor in block.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor))
+        if dialect == "mmcv":
+            block.out.bias.zero_()
+    return block.eval()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_file_in_a_dialects_names_loads_to_equal_bits(dialect):
+    block = block_of(dialect)
+    loaded = load_block(written(block, dialect), dialect, block.dims)
+    x = torch.randn(2, 8, *(3, 5, 6)[3 - block.dims :])
+    with torch.no_grad():
+        assert torch.equal(loaded(x), block(x))
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("dialect", ["mmcv", "alexhex7", "tea1528"])
+def test_concatenation_of_any_dimension(dialect, dims):
+    block = block_of(dialect, "concatenation", dims)
+    loaded = load_block(written(block, dialect), dialect, dims)
+    x = torch.randn(2, 8, *(3, 5, 6)[3 - dims :])
+    with torch.no_grad():
+        assert torch.equal(loaded(x), block(x))
+
+
+def test_a_bias_before_the_relu_is_kept():
+    """tea1528: ReLU(w_f . [theta, phi] + c)."""
+    block = block_of("tea1528", "concatenation", 1)
+    loaded = load_block(
+        {**written(block, "tea1528"), "W_f.0.bias": torch.tensor([0.7])}, "tea1528", 1
+    )
+    x = torch.randn(2, 8, 5)
+    theta, phi, g = (conv(x) for conv in (block.theta, block.phi, block.g))
+    a, b = (w @ t for w, t in zip(block.w_f.chunk(2), (theta, phi), strict=True))
+    f = (a.unsqueeze(2) + b.unsqueeze(1) + 0.7).relu() / 5
+    wanted = x + block.norm(block.out((f @ g.mT).mT))
+    torch.testing.assert_close(loaded(x), wanted)
+
+
+def test_affine_caffe2_blocks_scale_and_shift():
+    state = written(block_of("caffe2"), "caffe2")
+    affine = {k: v for k, v in state.items() if not k.endswith(("_rm", "_riv"))}
+    loaded = load_block(affine, "caffe2")
+    y = torch.randn(1, 8, 2, 3, 3)
+    wanted = y * affine["nonlocal_conv3_1_bn_s"].view(-1, 1, 1, 1)
+    wanted = wanted + affine["nonlocal_conv3_1_bn_b"].view(-1, 1, 1, 1)
+    torch.testing.assert_close(loaded.norm(y), wanted)
+    bare = {k: v for k, v in affine.items() if "_bn_" not in k}
+    assert load_block(bare, "caffe2").norm is None
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("damage", ["dropped", "renamed", "misshapen", "extra"])
+def test_a_tensor_that_does_not_fit_is_named(dialect, damage):
+    state = written(block_of(dialect), dialect)
+    name = next(k for k in state if "phi" in k or k.startswith("p."))
+    if damage == "misshapen":
+        state[name] = state[name][:-1]
+    elif damage == "extra":
+        name = "momentum_of_something"
+        state[name] = torch.zeros(3)
+    else:
+        tensor = state.pop(name)
+        if damage == "renamed":
+            state["nonsense"] = tensor
+    named = {"extra": name, "renamed": "nonsense"}.get(damage, r"phi\.(weight|bias)")
+    with pytest.raises(ValueError, match=named):
+        load_block(state, dialect, 2 if dialect == "timm" else 3)
+
+
+@pytest.mark.parametrize("dialect", ["mmaction01", "gluoncv"])
+def test_aliases_must_repeat_a_tensor(dialect):
+    state = written(block_of(dialect), dialect)
+    name = next(k for k in state if k.startswith(("bn.weight", "W_bn.1.weight")))
+    state[name] = state[name] + 1
+    with pytest.raises(ValueError, match=r"weight repeats no other tensor"):
+        load_block(state, dialect)
+
+
+# -- the program ------------------------------------------------------------------------------
+
+
+@needs_goldens
+def test_verify_says_how_far_and_fails_where_too_far(tmp_path, capsys):
+    golden = read_golden(GOLDENS / NAMES[0])
+    program.main(["verify", str(GOLDENS / NAMES[0])])
+    assert f"{NAMES[0]}: relative L2 " in capsys.readouterr().out
+    (tmp_path / "wrong.json").write_text(json.dumps(golden | {"kernel_gain": 1.0}))
+    with pytest.raises(SystemExit) as exit_:
+        program.main(["verify", str(tmp_path / "wrong.json")])
+    assert exit_.value.code == 1
+    assert capsys.readouterr().out.endswith(": WRONG\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no golden file"),
+        ("x", "is not JSON"),
+        ("[]", "is no golden file: dialect"),
+        ('{"dialect": "mmcv"}', "config, input, kernel_gain, state_dict, output missing"),
+    ],
+)
+def test_files_that_are_no_goldens(tmp_path, capsys, text, message):
+    path = tmp_path / "g.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as exit_:
+        run(program.main, ["verify", str(path)])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
