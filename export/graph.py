@@ -25,13 +25,15 @@ class AnySizeHead(nn.Module):
 
     def __init__(self, head: Head) -> None:
         super().__init__()
-        self.proj, self.average_logits = head.proj, head.average_logits
+        self.proj, self.average = head.proj, head.average
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, K)."""
+        if self.average == "map":
+            return self.proj(x.mean((2, 3, 4))).float().log_softmax(-1)
         x = F.avg_pool2d(x.mean(2), WINDOW, stride=1).flatten(2).transpose(1, 2)
         logits = self.proj(x).float()
-        if self.average_logits:
+        if self.average == "logits":
             return logits.mean(1).log_softmax(-1)
         return logits.log_softmax(-1).logsumexp(1).log_softmax(-1)
 

@@ -44,7 +44,7 @@ class Geometry:
     pool2: Pool
     frames: int  # clip the geometry was published with: frames x stride
     stride: int
-    average_logits: bool = False  # over head positions; otherwise their softmaxes
+    head: str = "softmax"  # averaged over 7 x 7 windows; or logits, or map: one window, all of it
 
 
 _POOL2 = Pool((2, 1, 1), (2, 1, 1))
@@ -63,7 +63,11 @@ GEOMETRIES = {
     "8x8": Geometry(1, Pool((1, 3, 3), (1, 2, 2)), _POOL2, frames=8, stride=8),
     # PySlowFast, and the models of pytorchvideo's hub
     "slowfast": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8),
-    "hub": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8, average_logits=True),
+    "hub": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8, head="logits"),
+    # mmaction2 and GluonCV: pool1 takes every second frame
+    "mmaction": Geometry(
+        2, Pool((1, 3, 3), (2, 2, 2), (0, 1, 1)), _POOL2, frames=32, stride=2, head="map"
+    ),
 }
 
 
@@ -109,11 +113,12 @@ class BasicBranch(nn.Module):
 
 
 class Head(nn.Module):
-    """Average, dropout, projection; at test, one score for each 7 x 7 window of the map."""
+    """Average, dropout, projection; at test, one score for each window of the map."""
 
-    def __init__(self, dropout: float, average_logits: bool) -> None:
+    def __init__(self, dropout: float, average: str) -> None:
         super().__init__()
-        self.average_logits = average_logits
+        self.average = average  # of the windows: `Geometry.head`
+        self.window = 7
         self.dropout = nn.Dropout(dropout)
         self.proj: nn.Module = nn.Identity()
 
@@ -121,10 +126,11 @@ class Head(nn.Module):
         """(B, C, T, H, W) -> (B, K); see `VideoResNet.forward_head`."""
         if self.training:
             return self.proj(self.dropout(x.mean((2, 3, 4))))
-        window = min(7, x.shape[3]), min(7, x.shape[4])
+        most = max(x.shape[3:]) if self.average == "map" else self.window
+        window = min(most, x.shape[3]), min(most, x.shape[4])
         x = F.avg_pool2d(x.mean(2), window, stride=1).flatten(2).transpose(1, 2)
         logits = self.proj(x)  # (B, positions, K)
-        if self.average_logits or logits.shape[1] == 1:
+        if self.average == "logits" or logits.shape[1] == 1:
             return logits.mean(1)
         scores = logits.float().log_softmax(-1)
         return (scores.logsumexp(1) - log(logits.shape[1])).to(logits.dtype)
@@ -155,7 +161,7 @@ class VideoResNet(nn.Module):
         Args:
             kind: c2d, i3d (3x1x1), i3d333 or slow.
             depth: 18, 50 or 101.
-            geometry: paper, 32x2, 8x8, slowfast or hub: see `GEOMETRIES`.
+            geometry: paper, 32x2, 8x8, slowfast, hub or mmaction: see `GEOMETRIES`.
             width: channels of conv1; 64 as published.
             dropout: before the projection.
             num_classes: outputs.
@@ -181,7 +187,7 @@ class VideoResNet(nn.Module):
         self.pool2 = nn.MaxPool3d(*shape.pool2) if of_kind.pool2 else nn.Identity()
         self.res3, self.res4, self.res5 = stages[1:]
         self.num_features = dims[-1]
-        self.head = Head(dropout, shape.average_logits)
+        self.head = Head(dropout, shape.head)
         _init(self, zero_init_residual)
         self.reset_classifier(num_classes)
         fast_convs_(self).to(memory_format=torch.channels_last_3d)

@@ -310,7 +310,7 @@ def test_positions_of_a_file_reach_the_network(
     def spy(looks: Any, frames: Tensor, path: Path, **options: Any) -> None:
         seen.update(looks=looks, frames=frames, path=path, **options)
 
-    monkeypatch.setattr("nlzoo.watch.draw", spy)
+    monkeypatch.setattr("nlzoo.explain.draw", spy)
     assert look_at_video(model, film, tmp_path / "x.png", at) == at
     frames = read_frames(film, numbers).permute(0, 3, 1, 2)
     small = F.interpolate(frames, (32, 48), mode="bilinear")

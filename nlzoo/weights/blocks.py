@@ -141,7 +141,7 @@ def load_block(
     """
     check_choice("dialect", dialect, DIALECTS)
     spoken = DIALECTS[dialect]
-    state = _rename(state_dict, spoken)
+    state = rename_block(state_dict, spoken)
     if "g.weight" not in state or "out.weight" not in state:
         raise ValueError(f"{dialect}: no block: tensors {', '.join(sorted(state_dict)[:6])}")
     inner, channels = state["g.weight"].shape[:2]
@@ -154,8 +154,6 @@ def load_block(
     block = NonLocalBlock(
         channels, dims=dims, form=form, inner=inner, norm="batch" if normed else None, **facts
     )
-    if spoken.bare and normed:
-        state.setdefault("out.bias", torch.zeros(channels))
     _complete(state, block)
     own = block.state_dict()
     for name in sorted(own.keys() | state.keys()):
@@ -167,7 +165,12 @@ def load_block(
     return block.eval()
 
 
-def _rename(state_dict: Mapping[str, Tensor], spoken: BlockDialect) -> dict[str, Tensor]:
+def rename_block(state_dict: Mapping[str, Tensor], spoken: BlockDialect) -> dict[str, Tensor]:
+    """A block's tensors under this zoo's names.
+
+    Raises:
+        ValueError: a name that the dialect does not have; an alias that repeats nothing.
+    """
     state: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         if spoken.aliases and re.fullmatch(spoken.aliases, name):
@@ -180,6 +183,8 @@ def _rename(state_dict: Mapping[str, Tensor], spoken: BlockDialect) -> dict[str,
                 break
         else:
             raise ValueError(f"{name} is no tensor of such a block")
+    if spoken.bare and "norm.weight" in state:
+        state.setdefault("out.bias", torch.zeros_like(state["norm.weight"]))
     return state
 
 

@@ -1,12 +1,19 @@
 """A golden file's network, loaded through its dialect and run: how far is the output?"""
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nlzoo.blocks import NonLocalBlock
+from nlzoo.models import create_model
+from nlzoo.video import VideoResNet
+from nlzoo.weights import pytorchvideo
 from nlzoo.weights.blocks import load_block
 from nlzoo.weights.golden import make_input, make_state, relative_error
+from nlzoo.weights.hosts import places_in, rename_host
+from nlzoo.weights.load import check_fits
 
 FORMS = {  # as implementations call them
     "softmax": "embedded_gaussian",
@@ -93,7 +100,117 @@ def _pytorchvideo_block(config: dict[str, Any], state: dict[str, Tensor], x: Ten
     return load_block(state, "pytorchvideo", 3, form=form, subsample=pool)
 
 
+# -- whole networks ---------------------------------------------------------------------------
+
+
+def _network(
+    dialect: str, name: str, state: dict[str, Tensor], non_local: dict[str, Any], **arch: Any
+) -> VideoResNet:
+    """A network of this zoo with the tensors of a file."""
+    own = rename_host(state, dialect)
+    classes = own["head.proj.weight"].shape[0]
+    own["head.proj.weight"] = own["head.proj.weight"].flatten(1)
+    options = {"places": places_in(own), **non_local} if places_in(own) else None
+    model = create_model(name, num_classes=classes, non_local=options, **arch)
+    check_fits(own, model.state_dict(), f"the file ({dialect})")
+    model.load_state_dict(own)
+    return model.eval()
+
+
+def _fair(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
+    """video-nonlocal-net: `resnet_video_org` has a stride of 2 in conv1, `resnet_video` of 1."""
+    geometry = "32x2" if config["arch"] == "resnet_video_org" else "8x8"
+    non_local: dict[str, Any] = {"subsample": 2 if config["nonlocal_subsample"] else None}
+    if config["nonlocal_form"]:
+        words = config["nonlocal_form"]
+        non_local["form"] = "dot_product" if words.startswith("dot") else "embedded_gaussian"
+        if not config["nonlocal_norm"]:
+            non_local["norm"] = None
+    name = f"{config['kind']}_r{config['depth']}"
+    model = _network("caffe2", name, state, non_local, geometry=geometry)
+    if config["nonlocal_temporal_group"]:  # of 4 frames, in res3 only
+        frames = x.shape[2] // (8 if geometry == "32x2" else 2)
+        for block in model.res3.modules():
+            if isinstance(block, NonLocalBlock):
+                block.groups = frames // 4
+    return model
+
+
+def _slowfast(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
+    caffe2 = "conv1_w" in state
+    if any("pathway1" in k or k.startswith("t_") for k in state):
+        raise ValueError("slowfast: two pathways cannot be built yet")
+    non_local: dict[str, Any] = {
+        "form": form_of(config["instantiation"]),
+        "subsample": tuple(config["nonlocal_pool"]),
+    }
+    if groups := {g for stage in config["nonlocal_group"] for g in stage} - {1}:
+        raise ValueError(f"slowfast: temporal groups {groups} cannot be built yet")
+    name = f"{config['arch']}_r{config['depth']}"
+    dialect = "caffe2" if caffe2 else "slowfast"
+    model = _network(dialect, name, state, non_local, geometry="slowfast")
+    model.head.window = config["train_crop_size"] // 32
+    model.head.average = "logits"  # a golden output is that before the softmax
+    return model
+
+
+def _pytorchvideo(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
+    (name,) = re.findall(r"(?:c2d|i3d|slow)_r\d+", config["model"])
+    model = create_model(name, geometry="hub", num_classes=config["classes"])
+    own = pytorchvideo.rename(state)
+    check_fits(own, model.state_dict(), "the file (pytorchvideo)")
+    model.load_state_dict({k: v.long() if "tracked" in k else v for k, v in own.items()})
+    return model.eval()
+
+
+def _tushar(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
+    """Tushar-N and patykov: the geometries of video-nonlocal-net, averaged over the whole map."""
+    dialect = "patykov" if any("nonlocal_block" in k for k in state) else "tushar"
+    depth = 101 if any(k.startswith("layer3.22.") for k in state) else 50
+    geometry = "32x2" if config["frames"] == 32 else "8x8"
+    model = _network(dialect, f"i3d_r{depth}", state, {"subsample": 2}, geometry=geometry)
+    model.head.average = "map"
+    return model
+
+
+def _mmaction2(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
+    non_local = config.get("non_local") or {}
+    form = form_of(non_local.get("mode", "embedded_gaussian"))
+    facts: dict[str, Any] = {"form": form, "subsample_first": False}
+    facts["subsample"] = 2 if non_local.get("sub_sample") else None
+    if form == "embedded_gaussian" and not non_local.get("use_scale", True):
+        facts["scale"] = 1.0
+    return _inflated("mmaction2", config, state, facts)
+
+
+def _gluoncv(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
+    return _inflated("gluoncv", config, state, {"subsample": None})
+
+
+def _inflated(
+    dialect: str, config: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any]
+) -> nn.Module:
+    if "pool2" not in config:
+        raise ValueError(f"{dialect}: {config['host']} cannot be built yet")
+    slow = config["pool2"] is None
+    depth = int(re.findall(r"\d+$", config["host"].split(" (")[0])[0])
+    geometry = "slowfast" if slow else "mmaction"
+    model = _network(
+        dialect, f"{'slow' if slow else 'i3d'}_r{depth}", state, facts, geometry=geometry
+    )
+    model.head.average = "map"
+    return model
+
+
 BUILDERS = {
+    "video-nonlocal-net": _fair,
+    "slowfast": _slowfast,
+    "slowfast-caffe2": _slowfast,
+    "pytorchvideo": _pytorchvideo,
+    "tushar-n": _tushar,
+    "patykov": _tushar,
+    "mmaction2": _mmaction2,
+    "gluoncv_torch": _gluoncv,
     "mmcv": _mmcv,
     "alexhex7": _alexhex7,
     "tea1528": _tea1528,
