@@ -29,7 +29,7 @@ def test_the_first_two_commands():
 
 @pytest.mark.parametrize(("module", "arguments"), COMMANDS)
 def test_commands_exist_and_know_their_options(module, arguments, capsys):
-    package = module == "nlzoo.export"
+    package = module in ("nlzoo.export", "nlzoo.weights")
     main = importlib.import_module(f"{module}.__main__" if package else module).main
     with pytest.raises(SystemExit):
         main([arguments.split()[0], "--help"] if package else ["--help"])
