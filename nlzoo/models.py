@@ -45,14 +45,16 @@ BACKBONES: dict[str, Callable[..., VideoResNet]] = {
     "slow_r18": partial(VideoResNet, "slow", 18, geometry="slowfast"),
     "slow_r50": partial(VideoResNet, "slow", 50, geometry="slowfast"),
     "slow_r101": partial(VideoResNet, "slow", 101, geometry="slowfast"),
+    "tsm_r50": partial(VideoResNet, "tsm", 50, geometry="tsm"),
 }
 
 PLACES = dict.fromkeys(BACKBONES, "") | {
     f"{name}_{count}": places
     for name in BACKBONES
     for (depth, count), places in BLOCKS.items()
-    if name.endswith(f"_{depth}")
+    if name.endswith(f"_{depth}") and not name.startswith("tsm")
 }
+PLACES["tsm_r50_nl5"] = "res3:0,2 res4:0,2,4"  # MIT and mmaction2
 MODELS = {name: BACKBONES[name.partition("_nl")[0]] for name in PLACES}
 
 

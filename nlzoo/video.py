@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlzoo.convs import fast_convs_
+from nlzoo.convs import dilate_, fast_convs_, shift_
 from nlzoo.names import nearest
 from nlzoo.preprocessing import Normalize, Preprocessing
 
@@ -44,6 +44,7 @@ class Geometry:
     pool2: Pool
     frames: int  # clip the geometry was published with: frames x stride
     stride: int
+    dilated: bool = False  # res5 keeps the size of res4, its 3 x 3 kernels reach twice as far
     head: str = "softmax"  # averaged over 7 x 7 windows; or logits, or map: one window, all of it
 
 
@@ -64,6 +65,10 @@ GEOMETRIES = {
     # PySlowFast, and the models of pytorchvideo's hub
     "slowfast": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8),
     "hub": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8, head="logits"),
+    # long-term feature banks (Charades, EPIC, AVA): res5 at 1/16
+    "lfb": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=32, stride=4, dilated=True, head="map"),
+    # MIT's and mmaction2's TSM
+    "tsm": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8, head="map"),
     # mmaction2 and GluonCV: pool1 takes every second frame
     "mmaction": Geometry(
         2, Pool((1, 3, 3), (2, 2, 2), (0, 1, 1)), _POOL2, frames=32, stride=2, head="map"
@@ -78,6 +83,7 @@ class Kind:
     stem: int
     stages: tuple[tuple[int, ...], ...]
     inflated: str = "conv_a"  # which convolution of a bottleneck
+    shifted: bool = False  # conv_a sees an eighth of the channels a frame earlier, one a later
     pool2: bool = True
 
 
@@ -87,6 +93,7 @@ KINDS = {
     "i3d": Kind(5, _I3D),  # I3D 3x1x1, the better one of Table 2e
     "i3d333": Kind(5, _I3D, inflated="conv_b"),
     "slow": Kind(1, ((1,), (1,), (3,), (3,)), pool2=False),
+    "tsm": Kind(1, ((1,), (1,), (1,), (1,)), pool2=False, shifted=True),
 }
 DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
@@ -159,9 +166,9 @@ class VideoResNet(nn.Module):
         """Build and initialise it (MSRA, fc N(0, 0.01), as released).
 
         Args:
-            kind: c2d, i3d (3x1x1), i3d333 or slow.
+            kind: c2d, i3d (3x1x1), i3d333, slow or tsm.
             depth: 18, 50 or 101.
-            geometry: paper, 32x2, 8x8, slowfast, hub or mmaction: see `GEOMETRIES`.
+            geometry: paper, 32x2, 8x8, slowfast, hub, lfb, tsm or mmaction: see `GEOMETRIES`.
             width: channels of conv1; 64 as published.
             dropout: before the projection.
             num_classes: outputs.
@@ -186,6 +193,13 @@ class VideoResNet(nn.Module):
         self.res2 = stages[0]
         self.pool2 = nn.MaxPool3d(*shape.pool2) if of_kind.pool2 else nn.Identity()
         self.res3, self.res4, self.res5 = stages[1:]
+        if shape.dilated:
+            dilate_(self.res5)
+        if of_kind.shifted:
+            step = 1 if max(blocks) < 23 else 2  # of residual blocks, as published
+            shifted: Any = [block for stage in stages for block in stage[::step]]
+            for block in shifted:
+                shift_(block.branch2.conv_a)
         self.num_features = dims[-1]
         self.head = Head(dropout, shape.head)
         _init(self, zero_init_residual)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nlzoo.convs import SpaceConv3d, TimeConv3d, fast_convs_
+from nlzoo.convs import SpaceConv3d, TimeConv3d, fast_convs_, shift_
 
 
 @st.composite
@@ -112,3 +112,18 @@ def test_folding_copies_nothing_in_channels_last():
         y = conv(x)
     assert not [e for e in profile.events() if e.name in ("aten::copy_", "aten::clone")]
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_shift_moves_an_eighth_each_way():
+    """Channels 0, 1 of 16 come from the next frame, 2, 3 from the last, the others stay."""
+    conv = nn.Conv3d(16, 16, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(torch.eye(16).view(16, 16, 1, 1, 1))
+    keys = list(conv.state_dict())
+    shift_(conv)
+    x = torch.arange(5.0).view(1, 1, 5, 1, 1).expand(2, 16, 5, 2, 3) + 1
+    y = copy.deepcopy(conv)(x)
+    assert y[0, 0, :, 0, 0].tolist() == [2, 3, 4, 5, 0]
+    assert y[1, 3, :, 1, 2].tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(y[:, 4:], x[:, 4:])
+    assert list(conv.state_dict()) == keys

@@ -16,8 +16,7 @@ from nlzoo.weights.verify import _network, verify
 
 SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
 GOLDENS = SHARED / "goldens"
-LATER = ("mmaction2_tsm", "lfb_")  # networks that this zoo does not have
-NAMES = sorted(p.name for p in GOLDENS.glob("*.json") if not p.name.startswith(LATER))
+NAMES = sorted(path.name for path in GOLDENS.glob("*.json"))
 needs_goldens = pytest.mark.skipif(not NAMES, reason=f"no golden files in {GOLDENS}")
 LARGE = "_224", "fair_official", "fair_pytorchvideo", "gluoncv", "mmaction2_i3d"
 

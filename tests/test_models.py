@@ -37,6 +37,7 @@ def of(stage: str, *indices: int) -> list[str]:
 
 # Paper section 4.1 and the released code; ours for ten blocks of ResNet-101, and for ResNet-18,
 # whose two residual blocks a stage have room for 1, 2 and 4.
+TSM_PLACES = ["res3.0", "res3.2", "res4.0", "res4.2", "res4.4"]  # MIT and mmaction2
 PLACES = {
     "r18_nl1": of("res4", 0),
     "r18_nl5": of("res3", 1) + of("res4", 1),
@@ -55,6 +56,7 @@ def test_names() -> None:
     counts = ["", "_nl1", "_nl5", "_nl10"]
     wanted = {f"{b}_{d}{n}" for b in backbones for d in ("r18", "r50", "r101") for n in counts}
     wanted |= {f"i3d333_{d}{n}" for d in ("r50", "r101") for n in counts}
+    wanted |= {"tsm_r50", "tsm_r50_nl5"}
     assert set(list_models()) == wanted == set(MODELS)
     assert list_models() == sorted(list_models())
 
@@ -64,7 +66,8 @@ def test_protocol(name: str) -> None:
     model = tiny(name)
     assert model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert blocks_of(model) == (PLACES[name.partition("_")[2]] if "_nl" in name else [])
+    places = PLACES | {"r50_nl5": TSM_PLACES} if name.startswith("tsm") else PLACES
+    assert blocks_of(model) == (places[name.partition("_")[2]] if "_nl" in name else [])
     assert isinstance(model.preprocessing, Preprocessing)
     assert (model.preprocessing.frames, model.preprocessing.stride) == (8, 8)
 

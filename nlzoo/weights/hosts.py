@@ -10,7 +10,7 @@ from torch import Tensor
 from nlzoo.weights.blocks import DIALECTS, EPS, rename_block
 
 SHORT = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var", "w": "weight"}
-PLACE = r"(?P<n>\d)\.(?P<i>\d+)\."  # stage and residual block
+PLACE = r"(?P<n>\d)\.(?P<i>\d+)\.(?:block\.)?"  # stage and residual block, wrapped with its own
 STAGE = "res{s}.{i}.branch"
 
 
@@ -38,7 +38,9 @@ def _torch(
     stem: tuple[str, str], stages: str, norm: str, short: tuple[str, str], head: str
 ) -> tuple[tuple[str, str], ...]:
     """ResNets with conv1, conv2, conv3; `norm` has K for the number of its convolution."""
-    conv = f"{stages}{PLACE}conv(?P<k>[123])" + (r"\.conv" if "conv" in norm else "")
+    conv = (
+        f"{stages}{PLACE}conv(?P<k>[123])" + (r"\.conv" if "conv" in norm else "") + r"(?:\.net)?"
+    )
     return (
         (rf"{stem[0]}\.weight", "stem.conv.weight"),
         (rf"{stem[1]}\.(?P<t>\w+)", "stem.norm.{t}"),
@@ -111,6 +113,18 @@ HOSTS = {
         offset=2,
         dropped=r"head\.1\..*",
     ),
+    "mit_tsm": HostDialect(
+        _torch(
+            (r"base_model\.conv1", r"base_model\.bn1"),
+            r"base_model\.layer",
+            "bnK",
+            _DOWN,
+            "new_fc",
+        ),
+        rf"base_model\.layer{PLACE}nl\.(?P<rest>.+)",
+        "mit_tsm",
+        offset=1,
+    ),
     "tushar": HostDialect(_TORCH, rf"layer{PLACE}nl\.(?P<rest>.+)", "tushar", offset=1),
     "patykov": HostDialect(
         _TORCH, rf"layer{PLACE}nonlocal_block\.(?P<rest>.+)", "patykov", offset=1
@@ -137,7 +151,8 @@ def rename_host(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Ten
             place = f"res{int(match['n']) + host.offset}.{match['i']}.non_local."
             blocks.setdefault(place, {})[match["rest"]] = tensor
         else:
-            state[_rename(name, host)] = tensor
+            flat = tensor.ndim == 4  # of a network of images
+            state[_rename(name, host)] = tensor.unsqueeze(2) if flat else tensor
     for place, block in blocks.items():
         renamed = rename_block(block, DIALECTS[host.spoken])
         state |= {place + name: tensor for name, tensor in renamed.items()}

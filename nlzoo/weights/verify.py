@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.models import create_model
-from nlzoo.video import VideoResNet
+from nlzoo.video import GEOMETRIES, VideoResNet
 from nlzoo.weights import pytorchvideo
 from nlzoo.weights.blocks import load_block
 from nlzoo.weights.golden import make_input, make_state, relative_error
@@ -118,8 +118,17 @@ def _network(
 
 
 def _fair(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    """video-nonlocal-net: `resnet_video_org` has a stride of 2 in conv1, `resnet_video` of 1."""
+    """video-nonlocal-net: `resnet_video_org` has a stride of 2 in conv1, `resnet_video` of 1.
+
+    Long-term feature banks have its names, padded pools and a dilated res5.
+    """
     geometry = "32x2" if config["arch"] == "resnet_video_org" else "8x8"
+    if config["res5_dilation"] == 2:
+        geometry = "lfb"
+    shown = GEOMETRIES[geometry]
+    told = list(config["pool1_pad"]), config["res5_stride"]
+    if told != (list(shown.pool1.padding), 1 if shown.dilated else 2):
+        raise ValueError(f"no geometry has pool1_pad and res5_stride of {told}")
     non_local: dict[str, Any] = {"subsample": 2 if config["nonlocal_subsample"] else None}
     if config["nonlocal_form"]:
         words = config["nonlocal_form"]
@@ -190,8 +199,8 @@ def _gluoncv(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.
 def _inflated(
     dialect: str, config: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any]
 ) -> nn.Module:
-    if "pool2" not in config:
-        raise ValueError(f"{dialect}: {config['host']} cannot be built yet")
+    if "num_segments" in config:
+        return _shifted(dialect, state, facts)
     slow = config["pool2"] is None
     depth = int(re.findall(r"\d+$", config["host"].split(" (")[0])[0])
     geometry = "slowfast" if slow else "mmaction"
@@ -202,8 +211,29 @@ def _inflated(
     return model
 
 
+def _mit_tsm(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
+    return _shifted("mit_tsm", state, {"scale": 1.0, "subsample": 2, "subsample_first": False})
+
+
+def _shifted(dialect: str, state: dict[str, Tensor], facts: dict[str, Any]) -> nn.Module:
+    """Frames (B, T, 3, H, W), or (B T, 3, H, W) of eight segments each, to clips."""
+    model = _network(dialect, "tsm_r50", state, facts)
+    return nn.Sequential(Frames(), model)
+
+
+class Frames(nn.Module):
+    """(B, T, 3, H, W) or (B 8, 3, H, W) -> (B, 3, T, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            x = x.unflatten(0, (-1, 8))
+        return x.transpose(1, 2)
+
+
 BUILDERS = {
+    "mit_tsm": _mit_tsm,
     "video-nonlocal-net": _fair,
+    "video-long-term-feature-banks": _fair,
     "slowfast": _slowfast,
     "slowfast-caffe2": _slowfast,
     "pytorchvideo": _pytorchvideo,
