@@ -66,11 +66,14 @@ def onnx_parser() -> ArgumentParser:
 def onnx(options: Namespace) -> None:
     """Export, and say how close it is."""
     from nlzoo.export.onnx import export_onnx
+    from nlzoo.export.spec import read_onnx, spec_of
 
     from nlzoo.models import MODELS
     from nlzoo.names import check_choice
 
     check_choice("--islands", options.islands, ("on", "off"))
+    if options.tolerance < 0:
+        raise ValueError(f"--tolerance {options.tolerance:g}: give a number above 0")
     parity = export_onnx(
         options.source,
         options.output,
@@ -83,10 +86,14 @@ def onnx(options: Namespace) -> None:
         licence=options.licence,
         tolerance=options.tolerance,
     )
-    size = Path(options.output).stat().st_size / 1e6
+    size, spec = Path(options.output).stat().st_size / 1e6, spec_of(read_onnx(options.output))
+    clips = spec is not None and spec.preprocessing is not None
     weights = ", random weights" if options.source in MODELS else ""
     sys.stdout.write(f"{options.output}: {size:.1f} MB{weights}; {parity}\n")
-    sys.stdout.write(f"Next: python -m nlzoo.export run {options.output} VIDEO\n")
+    after = (
+        f"run {options.output} VIDEO" if clips else f"tensorrt {options.output} --output m.engine"
+    )
+    sys.stdout.write(f"Next: python -m nlzoo.export {after}\n")
 
 
 # -- parity ---------------------------------------------------------------------------------
@@ -268,11 +275,15 @@ def run_file(options: Namespace) -> None:
 
 def foreign_preprocessing(options: Namespace) -> "Preprocessing | None":
     """What --clip and the options beside it say; None without --clip."""
+    from nlzoo.export.spec import read_onnx, spec_of
+
     from nlzoo.files import read_text
     from nlzoo.preprocessing import Preprocessing
 
     told = options.size, options.crop, options.mean, options.std, options.classes
     if not options.clip:
+        if any(told) and Path(options.file).suffix == ".onnx" and spec_of(read_onnx(options.file)):
+            raise ValueError(f"{options.file} says itself what it takes: leave the options out")
         if any(told):
             raise ValueError("--clip FRAMESxSTRIDE is missing: it goes with the options beside it")
         return None

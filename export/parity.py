@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf, isinf
+from math import inf, isfinite, isinf
 from typing import Any
 
 import torch
@@ -39,7 +39,9 @@ class Parity:
     def check(self, tolerance: float) -> None:
         """Raise ToleranceError where it is, or is not a number."""
         if not self.relative_l2 <= tolerance:
-            over = "; no numbers: beyond the range of float16?" * isinf(self.relative_l2)
+            over = "; no numbers come out: beyond float16's range?" * isinf(self.relative_l2)
+            if not isfinite(self.largest):
+                over = "; the reference itself gives no numbers"
             raise ToleranceError(f"parity is out of tolerance {tolerance:g}: {self}{over}")
 
 
@@ -111,6 +113,11 @@ def _takes(reference: Network, inputs: list[Tensor], spec: Spec) -> bool:
         except Exception as error:  # whatever a user's network says
             if x is inputs[-1]:
                 return False
+            if x is inputs[0]:
+                raise ValueError(
+                    f"{spec.model} itself refuses an input {tuple(x.shape)}, {x.dtype}; a network "
+                    f"has one input, whose --shape is given: {error or type(error).__name__}"
+                ) from error
             raise ValueError(
                 f"{spec.model} itself refuses an input {tuple(x.shape)}: it is not free in "
                 f"{', '.join(spec.dynamic)}: {str(error) or type(error).__name__}"

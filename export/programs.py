@@ -5,7 +5,7 @@ They know `nlzoo.data`, which the rest of the package does not.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,7 @@ def quantize(options: Namespace) -> None:
     from nlzoo.export.bench import top1
     from nlzoo.export.runtime import Runner
 
+    refuse_overwriting([options.file], options.output, ".onnx")
     with Runner(options.file) as runner:
         batch = 1 if "batch" in runner.spec.dynamic else runner.spec.shape[0]
         data = labelled(options.data, runner, batch, options.train, options.val)
@@ -91,8 +92,10 @@ def bench(options: Namespace) -> None:
 
     from nlzoo.files import write_whole
 
+    refuse_overwriting(options.sources, options.output, ".json")
     results: dict[str, Any] = {"settings": settings(options.threads, options.rounds)}
-    if not (batches := numbers("batch", options.batch)):
+    batches = list(dict.fromkeys(numbers("batch", options.batch)))
+    if not batches or min(batches) < 1:
         raise ValueError("--batch: give sizes, as in 1,8")
     runtimes = [name for name in options.runtime.split(",") if name]
     shape = numbers("shape", options.shape)
@@ -128,11 +131,20 @@ def report(options: Namespace) -> None:
     """Write the page, show the tables."""
     from nlzoo.export.report import read_results, show, write_report
 
+    refuse_overwriting(options.files, options.output, ".html")
     found = {name: read_results(name) for name in options.files}
     write_report(found, options.output, options.plots)
     for results in found.values():
         show(results)
     sys.stdout.write(f"{options.output}\n")
+
+
+def refuse_overwriting(sources: Sequence[str], output: str, suffix: str) -> None:
+    """Raise ValueError for an output that is one of the sources, or of another kind."""
+    if Path(output).suffix != suffix:
+        raise ValueError(f"--output {output}: such a file is called NAME{suffix}")
+    if Path(output).resolve() in [Path(source).resolve() for source in sources]:
+        raise ValueError(f"--output {output} is what is read; give another name")
 
 
 # -- videos ---------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import onnx
 import torch
-from nlzoo.export.sessions import OnnxRuntime, OpenVino, Session, Tensors, Torch
+from nlzoo.export.sessions import OnnxRuntime, OpenVino, Session, Tensors, Torch, has_cuda
 from nlzoo.export.spec import KEY, Spec, foreign_spec, read_onnx, spec_of
+from nlzoo.export.widen import widen
 from torch import Tensor, nn
 
 from nlzoo.names import check_choice
@@ -27,6 +28,8 @@ RUNTIMES = {  # by suffix; the first is the default
 
 class Runner:
     """A network on a runtime; a context manager. One belongs to the thread that made it.
+
+    On ONNX Runtime's CPU bfloat16 files run in float32, with their rounded weights.
 
     Args:
         source: an .onnx or .engine file of `nlzoo.export`; a checkpoint of `nlzoo.fit`, a model
@@ -68,8 +71,12 @@ class Runner:
             if own and preprocessing:
                 raise ValueError(f"{source} says itself what it takes: leave --clip out")
             self.spec = own or _foreign(file, preprocessing, source)
-            kind = OnnxRuntime if self.runtime == "onnxruntime" else OpenVino
-            self._session = kind(Path(str(source)), threads)
+            if self.runtime == "openvino":
+                self._session = OpenVino(Path(str(source)), threads)
+            else:  # which has no bfloat16 convolution on a CPU
+                bf16 = self.spec.precision == "bf16" and not has_cuda()
+                content = widen(file).SerializeToString() if bf16 else b""
+                self._session = OnnxRuntime(Path(str(source)), threads, content)
         elif suffix == ".engine":
             self._open_engine(Path(str(source)))
         else:

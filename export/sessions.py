@@ -23,25 +23,33 @@ class Session(Protocol):
         """Free what it holds."""
 
 
+def has_cuda() -> bool:
+    """Whether the installed ONNX Runtime is one for NVIDIA GPUs."""
+    return "CUDAExecutionProvider" in ort.get_available_providers()
+
+
 class OnnxRuntime:
     """An ONNX file on ONNX Runtime: CUDA where its package has that provider, else the CPU.
 
-    Tensors are bound where they lie: nothing is copied on the way.
+    Tensors are bound where they lie: nothing is copied on the way. `content` is run in place of
+    that of the file.
 
     Raises:
         ValueError: it cannot run there, or would silently run elsewhere.
     """
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, content: bytes = b"") -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        gpu = "CUDAExecutionProvider" in ort.get_available_providers()
+        gpu = has_cuda()
         wanted = "CUDAExecutionProvider" if gpu else "CPUExecutionProvider"
         provider = (wanted, {"use_tf32": "0"} if gpu else {})  # TF32 has float16's digits
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=[provider])
+            self._session: Any = ort.InferenceSession(
+                content or str(path), options, providers=[provider]
+            )
         except Exception as error:  # the runtime's own, one class for each reason
             reason = str(error).splitlines()[0]
             raise ValueError(f"{path}: ONNX Runtime cannot run it: {reason}") from error

@@ -79,7 +79,9 @@ class Spec:
         if not fits or any(shape[i] != s for i, s in enumerate(self.shape) if i not in free):
             raise ValueError(f"input has shape {shape}, wanted {self.wanted()}")
         if self.output == "log-probabilities" and min(shape[3:]) < LEAST:
-            raise ValueError(f"input has shape {shape}: clips have sides of {LEAST} pixels or more")
+            raise ValueError(
+                f"input has shape {shape}: clips of any size have sides of {LEAST} pixels or more"
+            )
 
     def wanted(self) -> str:
         """The shape in words: `(batch, 3, 32, 256, 256)`."""

@@ -112,7 +112,7 @@ def parser_message(text: str, keys: Sequence[str]) -> str:
     if wrong := _wrong_value(text):
         return wrong
     if missing := re.search(r"the following arguments are required: ([^\n]*)", text):
-        return f"missing: {missing[1]}"
+        return "missing: " + re.sub(r"\w+\.(?=\w)", "", missing[1])  # of a subcommand
     if path := re.search(r"Expected a dot import path string: ([^\n]*)", text):
         return f"unknown class {path[1]!r}"
     return text

@@ -210,3 +210,17 @@ def test_program_refuses_in_one_line(files, tmp_path, capsys, wish, message):
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("bench", "m.onnx", "--output", "m.onnx"), "called NAME.json"),
+        (("report", "a.json", "--output", "a.json"), "called NAME.html"),
+        (("quantize", "m.onnx", "--data", "d", "--output", "./m.onnx"), "is what is read"),
+        (("bench", "m.onnx", "--batch", "0", "--output", "a.json"), "--batch: give sizes"),
+    ],
+)
+def test_nothing_that_is_read_is_overwritten(argv, message):
+    with pytest.raises(ValueError, match=message):
+        program.main(list(argv))
