@@ -117,7 +117,9 @@ def test_other_files_are_named(tmp_path, capsys, text):
         read_results(tmp_path / "other.json")
     for name in ("other.json", "none.json"):
         with pytest.raises(SystemExit) as exit_:
-            run(program.main, ["report", str(tmp_path / name), "--output", str(tmp_path / "r.html")])
+            run(
+                program.main, ["report", str(tmp_path / name), "--output", str(tmp_path / "r.html")]
+            )
         assert exit_.value.code == 2
         error = capsys.readouterr().err
         assert name in error
