@@ -146,7 +146,7 @@ def test_blocks_alone(tmp_path, form, dims, pool):
 def assert_engine(path, profiles=()):
     """It builds for three cards, with no GPU, where TensorRT-RTX is installed.
 
-    It is as large as the file, a tenth, and 3 MB of kernels, which count in networks this small.
+    It is as large as the file, a tenth, and 4 MB of kernels, which count in networks this small.
     """
     if not find_spec("tensorrt_rtx"):
         return
@@ -155,7 +155,7 @@ def assert_engine(path, profiles=()):
     engine = path.with_suffix(".engine")
     build_engine(path, engine, profiles=profiles)
     size = path.stat().st_size
-    assert size <= engine.stat().st_size <= 1.1 * size + 3_000_000
+    assert size <= engine.stat().st_size <= 1.1 * size + 4_000_000
 
 
 class Silent(nn.Module):
