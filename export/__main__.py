@@ -212,7 +212,7 @@ def check(options: Namespace) -> None:
         table = Table(*(Column(title, overflow="fold") for title in titles))
         for found in findings:
             stops = "yes" if found.stops else "no"
-            table.add_row(found.node, found.operator, stops, found.what, found.todo)
+            table.add_row(found.node, found.operator, stops, found.what, found.remedy)
         console.print(table)
     if verdict.stops:
         sys.exit(1)

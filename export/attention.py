@@ -50,7 +50,7 @@ def _judge(
     view: View, softmax: NodeProto, product: NodeProto, target: str, fused: Set[str] | None
 ) -> Finding:
     head, scores = view.size(product.input[0], -1), view.types.get(softmax.input[0], 0)
-    todo = ""
+    remedy = ""
     if fused is not None:
         verdict = "one kernel" if softmax.name in fused else "not fused"
     elif target not in FUSING:
@@ -59,10 +59,10 @@ def _judge(
         verdict = f"not fused, kernels end at {HEAD}"
     elif scores == FLOAT:
         verdict = "not fused in float32"
-        todo = "fp16 with --islands off, if the logits allow"
+        remedy = "fp16 with --islands off, if the logits allow"
     else:
         verdict = "fusable"
     rows, columns = (view.size(softmax.input[0], axis) or "?" for axis in (-2, -1))
     kind = "float32" if scores == FLOAT else TensorProto.DataType.Name(scores).lower()
     what = f"head size {head or '?'}, {rows} x {columns} {kind} scores: {verdict}"
-    return Finding(softmax.name, "attention", False, what, todo)
+    return Finding(softmax.name, "attention", False, what, remedy)

@@ -61,7 +61,7 @@ class Finding:
     operator: str
     stops: bool  # the file does not build
     what: str
-    todo: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ def explain(
     nodes = named or [(n.name, n.op_type) for n in model.graph.node if n.name in words]
     if not nodes and known:
         return limits
-    todo = "write that part with other operators"
+    remedy = "write that part with other operators"
     return [
-        known.get(name) or Finding(name, operator, True, reason, todo if name else "")
+        known.get(name) or Finding(name, operator, True, reason, remedy if name else "")
         for name, operator in nodes or [("", "")]
     ]

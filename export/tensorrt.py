@@ -42,8 +42,8 @@ class Refused(ValueError):  # noqa: N818
     def __init__(self, path: Path, findings: Sequence[Finding]) -> None:
         first = findings[0]
         where = f"node {first.node!r} ({first.operator}): " if first.node else ""
-        todo = f"; {first.todo}" if first.todo else ""
-        super().__init__(f"{path} does not build: {where}{first.what}{todo}")
+        remedy = f"; {first.remedy}" if first.remedy else ""
+        super().__init__(f"{path} does not build: {where}{first.what}{remedy}")
         self.findings = list(findings)
 
 

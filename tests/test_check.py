@@ -90,7 +90,7 @@ def test_rtx_is_known_as_it_is(tmp_path, monkeypatch, make, why, asked):
     assert ("was asked" in verdict.what) == asked
     assert (finding.node, finding.stops) == ("bad", True)
     assert why in finding.what
-    assert finding.todo
+    assert finding.remedy
 
 
 def test_rtx_builds_what_it_is_known_to_build(tmp_path):
@@ -174,7 +174,7 @@ def test_float32_scores_are_fused_by_openvino_only(block, target, precision):
     assert finding.operator == "attention"
     wanted = "one kernel" if target == "openvino" else "not fused"
     assert f"head size 32, 48 x 12 float32 scores: {wanted}" in finding.what
-    assert bool(finding.todo) == (target in ("rtx", "trt10", "trt11"))
+    assert bool(finding.remedy) == (target in ("rtx", "trt10", "trt11"))
 
 
 @pytest.mark.parametrize(("head", "verdict"), [(64, "fusable"), (512, "kernels end at 256")])
