@@ -95,12 +95,12 @@ class _TimeConv(torch.autograd.Function):
         )
 
 
-def dilate_(stage: nn.Module) -> None:
-    """Take the strides in space away; 3 x 3 kernels reach twice as far."""
+def keep_size_(stage: nn.Module, dilated: bool) -> None:
+    """Take the strides in space away; 3 x 3 kernels then reach twice as far where `dilated`."""
     for conv in stage.modules():
         if isinstance(conv, nn.Conv3d):
             conv.stride = (1, 1, 1)
-            if conv.kernel_size[1:] == (3, 3):
+            if dilated and conv.kernel_size[1:] == (3, 3):
                 conv.dilation, conv.padding = (1, 2, 2), (conv.kernel_size[0] // 2, 2, 2)
 
 

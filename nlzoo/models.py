@@ -1,21 +1,25 @@
 """Names of networks: `create_model`, `list_models`, `load_model`."""
 
-from collections.abc import Callable
+import warnings
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from nlzoo.image import image_model
+from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.video import VideoResNet, inflate
+from nlzoo.slowfast import SlowFast
+from nlzoo.video import VideoResNet
 from nlzoo.weights.load import WeightFile, load_into, read_weights
+from nlzoo.weights.zoo import Entry, fetch_entry, find, like, read_zoo
 
 # Residual blocks that a non-local block follows, from 0. ResNet-50: section 4.1, and for five
 # blocks the released code (every second residual block of res3 and res4). ResNet-101: released
@@ -33,7 +37,7 @@ BLOCKS = {
     ("r101", "nl10"): "res3:0,1,2,3 res4:3,6,10,13,17,20",
 }
 
-BACKBONES: dict[str, Callable[..., VideoResNet]] = {
+BACKBONES: dict[str, partial[VideoResNet] | partial[SlowFast]] = {
     "c2d_r18": partial(VideoResNet, "c2d", 18),
     "c2d_r50": partial(VideoResNet, "c2d", 50),
     "c2d_r101": partial(VideoResNet, "c2d", 101),
@@ -42,6 +46,9 @@ BACKBONES: dict[str, Callable[..., VideoResNet]] = {
     "i3d_r101": partial(VideoResNet, "i3d", 101),
     "i3d333_r50": partial(VideoResNet, "i3d333", 50),
     "i3d333_r101": partial(VideoResNet, "i3d333", 101),
+    "tsn_r50": partial(VideoResNet, "tsn", 50, geometry="tsm"),
+    "slowfast_r50": partial(SlowFast, 50, geometry="slowfast_8x8"),
+    "slowfast_r101": partial(SlowFast, 101, geometry="slowfast_8x8"),
     "slow_r18": partial(VideoResNet, "slow", 18, geometry="slowfast"),
     "slow_r50": partial(VideoResNet, "slow", 50, geometry="slowfast"),
     "slow_r101": partial(VideoResNet, "slow", 101, geometry="slowfast"),
@@ -52,9 +59,13 @@ PLACES = dict.fromkeys(BACKBONES, "") | {
     f"{name}_{count}": places
     for name in BACKBONES
     for (depth, count), places in BLOCKS.items()
-    if name.endswith(f"_{depth}") and not name.startswith("tsm")
+    if name.endswith(f"_{depth}") and not name.startswith(("ts", "slowfast"))
 }
-PLACES["tsm_r50_nl5"] = "res3:0,2 res4:0,2,4"  # MIT and mmaction2
+PLACES |= {
+    "slowfast_r50_nl5": BLOCKS["r50", "nl5"],
+    "slowfast_r101_nl3": "res4:6,13,20",
+    "tsm_r50_nl5": "res3:0,2 res4:0,2,4",  # MIT and mmaction2
+}
 MODELS = {name: BACKBONES[name.partition("_nl")[0]] for name in PLACES}
 
 
@@ -70,38 +81,48 @@ def create_model(
     """Build a network by name, with its non-local blocks.
 
     Args:
-        name: one of `list_models()`.
-        pretrained: "timm/NAME" inflates that ResNet's ImageNet weights (downloaded); a path loads
-            a checkpoint of `nlzoo.fit` or a file of pytorchvideo's hub; what is not given below is
-            as it was trained.
+        name: one of `list_models()`, or of `list_models(pretrained=True)`: a network as its
+            published weights want it.
+        pretrained: True downloads the name's published weights, a tag ("k400_32x2_official") those
+            of another row; "timm/NAME" inflates that ResNet's ImageNet weights (downloaded); a
+            path loads a checkpoint of `nlzoo.fit`, or a file of another implementation. What is
+            not given below is as it was trained.
         num_classes: by default those of the weights, or 400. Where the weights have another
             number, the classifier starts fresh.
         non_local: places of the blocks in place of the name's own ("res3:1,3 res4:1,3,5"), or a
-            dict with `places` (by default the name's) and arguments of `NonLocalBlock`.
+            dict with `places` (by default the name's) and arguments of `NonLocalBlock`; a stage's
+            own are a dict under its name, {"res3": {"groups": 4}}.
         preprocessing: what the network will see; by default that of its weights or geometry.
-        **arch: geometry, width, dropout, zero_init_residual of `VideoResNet`.
+        **arch: geometry, width, dropout, zero_init_residual, head of `VideoResNet`.
 
     Returns:
         The network in training mode, float32, weights in channels_last_3d; its `spec` (name, arch,
         non_local) is all that is needed to build it again.
 
     Raises:
-        ValueError: unknown name, argument or place (names the nearest); weights that do not fit.
+        ValueError: unknown name, argument or place (names the nearest); weights that do not fit,
+            have the wrong hash, or that nothing can be built of.
         FileNotFoundError: no such weights file.
+        OSError: a download failed.
     """
-    if pretrained is True:
-        raise ValueError(f"no published weights for {name}; give a path or timm/NAME")
+    entry = find(name) if "." in name else None
     weights: WeightFile | nn.Module | None = None
     if str(pretrained).startswith("timm/"):
         weights = image_model(str(pretrained).removeprefix("timm/"), pretrained=True)
     elif pretrained:
-        weights = read_weights(pretrained)
-    return _build(name, num_classes, non_local, preprocessing, arch, weights)
+        published = _published(name, pretrained, entry)
+        entry = published or entry
+        weights = read_weights(fetch_entry(published) if published else str(pretrained))
+    if entry and not entry.model:
+        raise ValueError(f"{entry.name} cannot be built: {entry.reason}")
+    model = entry.model if entry and entry.name == name else name
+    return _build(model, num_classes, non_local, preprocessing, arch, weights, entry)
 
 
 def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
-    """Names that match a wildcard ("*_nl5"); with `pretrained`, those with published weights."""
-    return sorted(n for n in MODELS if fnmatch(n, filter)) if not pretrained else []
+    """Names that match a wildcard ("*_nl5"); with `pretrained`, `NAME.tag` of published weights."""
+    tagged = [e.name for e in read_zoo().values() if e.model and e.url]
+    return sorted(n for n in (tagged if pretrained else MODELS) if fnmatch(n, filter))
 
 
 def load_model(path: str | Path) -> VideoResNet:
@@ -125,6 +146,17 @@ def load_model(path: str | Path) -> VideoResNet:
     return _build(weights.spec["model"]["name"], None, None, None, {}, weights).eval()
 
 
+def _published(name: str, pretrained: bool | str | Path, named: Entry | None) -> Entry | None:
+    """The row of `zoo.csv` that is meant; None: a file."""
+    zoo = read_zoo()
+    if pretrained is not True:
+        return zoo.get(str(pretrained)) or zoo.get(f"{name}.{pretrained}")
+    found = named or next((e for e in zoo.values() if e.model == name and e.url), None)
+    if found is None:
+        raise ValueError(f"no published weights for {name}; give a path or timm/NAME")
+    return found
+
+
 def _build(
     name: str,
     num_classes: int | None,
@@ -132,27 +164,58 @@ def _build(
     preprocessing: Preprocessing | None,
     arch: dict[str, Any],
     weights: WeightFile | nn.Module | None = None,
+    entry: Entry | None = None,
 ) -> VideoResNet:
-    """The network; what is not given is as its weights were trained."""
+    """The network; what is not given is as its weights were trained, or as published."""
     check_choice("model", name, MODELS)
-    if isinstance(weights, WeightFile):
-        arch = weights.arch | arch
-        num_classes = weights.num_classes if num_classes is None else num_classes
-        if weights.spec and non_local is None:
-            saved = weights.spec["model"]["non_local"]
-            non_local = saved if places_of(name, saved) else None
-        if weights.spec and preprocessing is None:
-            preprocessing = Preprocessing.from_dict(weights.spec["preprocessing"])
-    _check_arch(arch)
+    trained = _trained(name, weights, entry)
+    arch = trained.arch | arch
+    if non_local is None and trained.non_local and places_of(name, trained.non_local):
+        non_local = trained.non_local
+    if num_classes is None:
+        num_classes = trained.num_classes
+    preprocessing = preprocessing or trained.preprocessing
+    _check_arch(name, arch)
     classes = 400 if num_classes is None else num_classes
     model = MODELS[name](num_classes=classes, preprocessing=preprocessing, **arch)
     if isinstance(weights, nn.Module):
         inflate(model, weights)
     _insert(model, name, non_local)
     if isinstance(weights, WeightFile):
-        load_into(model, weights)
+        load_into(model, weights.headless() if entry and entry.gives == "trunk" else weights)
     model.spec = {"name": name, "arch": arch, "non_local": non_local}
     return model
+
+
+class Trained(NamedTuple):
+    """What weights were trained as, as far as it is known."""
+
+    arch: dict[str, Any]
+    non_local: str | dict[str, Any] | None = None
+    preprocessing: Preprocessing | None = None
+    num_classes: int | None = None
+
+
+def _trained(name: str, weights: WeightFile | nn.Module | None, entry: Entry | None) -> Trained:
+    file = weights if isinstance(weights, WeightFile) else None
+    if file and file.spec:
+        model, saved = file.spec["model"], Preprocessing.from_dict(file.spec["preprocessing"])
+        return Trained(model["arch"] or {}, model["non_local"], saved, file.num_classes)
+    if file and file.dialect and not entry and (entry := like(name, file.dialect)):
+        warnings.warn(
+            f"{file.path} is read as {entry.name}: its settings are not in it", stacklevel=4
+        )
+    seen = file.seen.arch if file and file.seen else {}
+    classes = file.num_classes if file else None
+    if entry is None:
+        return Trained(seen, num_classes=classes)
+    if classes is None or entry.gives == "trunk":
+        classes = entry.num_classes
+    pre = entry.preprocessing()
+    if len(pre.classes) != classes:
+        pre = replace(pre, classes=())
+    non_local = entry.non_local if entry.model == name else None
+    return Trained(entry.arch | seen, non_local, pre, classes)
 
 
 def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[str]:
@@ -167,19 +230,34 @@ def _insert(model: VideoResNet, name: str, non_local: str | dict[str, Any] | Non
     options = {} if isinstance(non_local, str) else dict(non_local or {})
     options.pop("places", None)
     places = places_of(name, non_local)
-    if places or non_local is not None:
-        if not places:
-            raise ValueError(
-                f"{name} with non_local={non_local!r} has no place for a block; name places, as "
-                'in "res3:1,3 res4:1,3,5", or leave non_local out'
-            )
-        insert_non_local(model, places, **options)
-        model.to(memory_format=torch.channels_last_3d)
+    if not places and non_local is None:
+        return
+    if not places:
+        raise ValueError(
+            f"{name} with non_local={non_local!r} has no place for a block; name places, as in "
+            '"res3:1,3 res4:1,3,5", or leave non_local out'
+        )
+    tokens = places.split() if isinstance(places, str) else places
+    stages = {k: options.pop(k) for k, v in list(options.items()) if isinstance(v, dict)}
+    for stage in stages:
+        check_choice("stage", stage, {_stage_of(token) for token in tokens})
+    for stage in dict.fromkeys(_stage_of(token) if stages else "" for token in tokens):
+        here = [token for token in tokens if not stages or _stage_of(token) == stage]
+        own = {**options, **stages.get(stage, {})}
+        insert_non_local(model, " ".join(here) if isinstance(places, str) else here, **own)
+    model.to(memory_format=torch.channels_last_3d)
 
 
-def _check_arch(arch: dict[str, Any]) -> None:
-    parameters = signature(VideoResNet).parameters
-    known = {k: p.annotation for k, p in parameters.items() if k not in ("kind", "depth")}
+def _stage_of(place: str) -> str:
+    """`res3:1,3` or `res3.1` -> `res3`."""
+    return place.partition(":")[0] if ":" in place else place.rpartition(".")[0]
+
+
+def _check_arch(name: str, arch: dict[str, Any]) -> None:
+    own = signature(MODELS[name].func).parameters
+    parameters = {**signature(VideoResNet).parameters, **own}
+    no_option = "kind", "depth", "args", "options", "num_classes", "preprocessing"
+    known = {k: p.annotation for k, p in parameters.items() if k not in no_option}
     for key, value in arch.items():
         check_choice("model argument", key, known)
         if not isinstance(value, (int, float) if known[key] is float else known[key]):

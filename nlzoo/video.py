@@ -1,18 +1,18 @@
 """Video ResNets (C2D, I3D, Slow) in the paper's and the released geometries, on pytorchvideo."""
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from math import log
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nlzoo.convs import dilate_, fast_convs_, shift_
-from nlzoo.names import nearest
+from nlzoo.convs import fast_convs_, keep_size_, shift_
+from nlzoo.geometry import DEPTHS, GEOMETRIES, HEADS, KINDS, Geometry, Kind, Size
+from nlzoo.names import check_choice, nearest
 from nlzoo.preprocessing import Normalize, Preprocessing
 
 with warnings.catch_warnings():  # of torch.jit, which pytorchvideo's dependencies still use
@@ -23,79 +23,6 @@ with warnings.catch_warnings():  # of torch.jit, which pytorchvideo's dependenci
         create_res_block,
     )
     from pytorchvideo.models.stem import create_res_basic_stem
-
-Size = tuple[int, int, int]  # (T, H, W)
-
-
-class Pool(NamedTuple):
-    """A max pool; sizes are (T, H, W)."""
-
-    kernel: Size
-    stride: Size
-    padding: Size = (0, 0, 0)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Strides and pads: the same parameters compute different functions in each of them."""
-
-    time_stride: int  # of conv1
-    pool1: Pool
-    pool2: Pool
-    frames: int  # clip the geometry was published with: frames x stride
-    stride: int
-    dilated: bool = False  # res5 keeps the size of res4, its 3 x 3 kernels reach twice as far
-    head: str = "softmax"  # averaged over 7 x 7 windows; or logits, or map: one window, all of it
-
-
-_POOL2 = Pool((2, 1, 1), (2, 1, 1))
-_SLOWFAST_POOL1 = Pool((1, 3, 3), (1, 2, 2), (0, 1, 1))
-GEOMETRIES = {
-    # Table 1, where 224 pixels become 112, 56, 28, 14, 7
-    "paper": Geometry(
-        2,
-        Pool((3, 3, 3), (2, 2, 2), (1, 1, 1)),
-        Pool((3, 1, 1), (2, 1, 1), (1, 0, 0)),
-        frames=32,
-        stride=2,
-    ),
-    # the released Caffe2 networks, without pads: 112, 55, 28, 14, 7
-    "32x2": Geometry(2, Pool((2, 3, 3), (2, 2, 2)), _POOL2, frames=32, stride=2),
-    "8x8": Geometry(1, Pool((1, 3, 3), (1, 2, 2)), _POOL2, frames=8, stride=8),
-    # PySlowFast, and the models of pytorchvideo's hub
-    "slowfast": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8),
-    "hub": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8, head="logits"),
-    # long-term feature banks (Charades, EPIC, AVA): res5 at 1/16
-    "lfb": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=32, stride=4, dilated=True, head="map"),
-    # MIT's and mmaction2's TSM
-    "tsm": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8, head="map"),
-    # mmaction2 and GluonCV: pool1 takes every second frame
-    "mmaction": Geometry(
-        2, Pool((1, 3, 3), (2, 2, 2), (0, 1, 1)), _POOL2, frames=32, stride=2, head="map"
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Temporal kernel sizes; those of a stage repeat over its blocks."""
-
-    stem: int
-    stages: tuple[tuple[int, ...], ...]
-    inflated: str = "conv_a"  # which convolution of a bottleneck
-    shifted: bool = False  # conv_a sees an eighth of the channels a frame earlier, one a later
-    pool2: bool = True
-
-
-_I3D = ((3,), (3, 1), (3, 1), (1, 3))
-KINDS = {
-    "c2d": Kind(1, ((1,), (1,), (1,), (1,))),
-    "i3d": Kind(5, _I3D),  # I3D 3x1x1, the better one of Table 2e
-    "i3d333": Kind(5, _I3D, inflated="conv_b"),
-    "slow": Kind(1, ((1,), (1,), (3,), (3,)), pool2=False),
-    "tsm": Kind(1, ((1,), (1,), (1,), (1,)), pool2=False, shifted=True),
-}
-DEPTHS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 _relu = partial(nn.ReLU, inplace=True)
 
@@ -124,7 +51,7 @@ class Head(nn.Module):
 
     def __init__(self, dropout: float, average: str) -> None:
         super().__init__()
-        self.average = average  # of the windows: `Geometry.head`
+        self.average = average  # of the windows: one of HEADS
         self.window = 7
         self.dropout = nn.Dropout(dropout)
         self.proj: nn.Module = nn.Identity()
@@ -151,6 +78,12 @@ class VideoResNet(nn.Module):
     """
 
     spec: dict[str, Any]  # how `create_model` built it
+    stem: nn.Module
+    res2: nn.Module
+    pool2: nn.Module
+    res3: nn.Module
+    res4: nn.Module
+    res5: nn.Module
 
     def __init__(
         self,
@@ -161,50 +94,42 @@ class VideoResNet(nn.Module):
         dropout: float = 0.5,
         num_classes: int = 400,
         zero_init_residual: bool = True,
+        head: str = "",
         preprocessing: Preprocessing | None = None,
     ) -> None:
         """Build and initialise it (MSRA, fc N(0, 0.01), as released).
 
         Args:
-            kind: c2d, i3d (3x1x1), i3d333, slow or tsm.
+            kind: c2d, i3d (3x1x1), i3d333, slow, tsn or tsm.
             depth: 18, 50 or 101.
-            geometry: paper, 32x2, 8x8, slowfast, hub, lfb, tsm or mmaction: see `GEOMETRIES`.
+            geometry: strides and pads, a key of `GEOMETRIES`: paper, 32x2, 8x8, slowfast, ...
             width: channels of conv1; 64 as published.
             dropout: before the projection.
             num_classes: outputs.
             zero_init_residual: start the last norm of each residual branch at gamma 0.
+            head: what a score at test is, softmax, logits or map; by default the geometry's.
             preprocessing: by default the released one with the geometry's frames and stride.
 
         Raises:
-            ValueError: unknown kind, depth or geometry.
+            ValueError: unknown kind, depth, geometry or head.
         """
         super().__init__()
         shape = _pick(GEOMETRIES, geometry, "geometry")
-        of_kind = _pick(KINDS, kind, "kind")
-        blocks = _pick(DEPTHS, depth, "depth")
-        expansion = 1 if depth < 50 else 4
+        if head:
+            check_choice("head", head, HEADS)
         self.preprocessing = preprocessing or Preprocessing(
             frames=shape.frames, stride=shape.stride
         )
         self.normalize = Normalize(self.preprocessing.mean, self.preprocessing.std)
-        self.stem = _stem(width, of_kind.stem, shape)
-        dims = [width, *(width * expansion * 2**i for i in range(4))]
-        stages = [_stage(dims[i], dims[i + 1], blocks[i], of_kind, i, expansion) for i in range(4)]
-        self.res2 = stages[0]
-        self.pool2 = nn.MaxPool3d(*shape.pool2) if of_kind.pool2 else nn.Identity()
-        self.res3, self.res4, self.res5 = stages[1:]
-        if shape.dilated:
-            dilate_(self.res5)
-        if of_kind.shifted:
-            step = 1 if max(blocks) < 23 else 2  # of residual blocks, as published
-            shifted: Any = [block for stage in stages for block in stage[::step]]
-            for block in shifted:
-                shift_(block.branch2.conv_a)
-        self.num_features = dims[-1]
-        self.head = Head(dropout, shape.head)
+        self.num_features = self._build(kind, depth, shape, width)
+        self.head = Head(dropout, head or shape.head)
         _init(self, zero_init_residual)
         self.reset_classifier(num_classes)
         fast_convs_(self).to(memory_format=torch.channels_last_3d)
+
+    def _build(self, kind: str, depth: int, shape: Geometry, width: int) -> int:
+        """Make the trunk; returns its channels."""
+        return build_pathway(self, kind, depth, shape, width)
 
     @property
     def device(self) -> torch.device:
@@ -220,6 +145,9 @@ class VideoResNet(nn.Module):
         if clip.ndim != 5:
             raise ValueError(f"a clip must be (B, C, T, H, W); got shape {tuple(clip.shape)}")
         x = self.normalize(clip).contiguous(memory_format=torch.channels_last_3d)
+        return self._trunk(x)
+
+    def _trunk(self, x: Tensor) -> Tensor:
         x = self.pool2(self.res2(self.stem(x)))
         return self.res5(self.res4(self.res3(x)))
 
@@ -250,64 +178,37 @@ class VideoResNet(nn.Module):
             self.head.proj = proj
 
 
-def inflate(model: VideoResNet, image_model: nn.Module) -> VideoResNet:
-    """Copy the weights of a 2D ResNet, kernels repeated t times over time and divided by t.
+def build_pathway(
+    module: nn.Module,
+    kind: str,
+    depth: int,
+    shape: Geometry,
+    width: int,
+    joined: Sequence[int] = (0, 0, 0, 0),
+) -> int:
+    """Put stem, res2, pool2, res3, res4 and res5 into a module; returns the channels of res5.
 
-    A video of one still image then gives the 2D network's features, away from the zero padding at
-    the clip's ends (section 3.3). The classifier is copied if the class counts agree.
-
-    Args:
-        model: of the same depth and width.
-        image_model: a ResNet with timm's names (conv1, bn1, layer1..4, downsample, fc).
-
-    Returns:
-        The same `model`.
-
-    Raises:
-        ValueError: not a ResNet of the same shape; says which weights do not fit.
+    `joined` says how many channels each stage is given beside those of the one before it.
     """
-    source = {_video_name(k): v for k, v in image_model.state_dict().items()}
-    target = model.state_dict()
-    heads = [{k: v for k, v in s.items() if k.startswith("head.")} for s in (source, target)]
-    if [v.shape for v in heads[0].values()] != [v.shape for v in heads[1].values()]:
-        source = {k: v for k, v in source.items() if k not in heads[0]} | heads[1]
-    inflated = dict(_inflate(source, target))
-    if wrong := sorted(source.keys() ^ target.keys()) or [
-        k for k in target if inflated[k].shape != target[k].shape
-    ]:
-        raise ValueError(
-            f"{type(image_model).__name__} is not the 2D twin of this network: {wrong[0]} "
-            f"(and {len(wrong) - 1} more) does not fit; use a plain ResNet of the same depth"
-        )
-    model.load_state_dict(inflated)
-    return model
-
-
-def _inflate(source: dict[str, Tensor], target: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    for name in source.keys() & target.keys():
-        weight, like = source[name], target[name]
-        if weight.ndim == 4 and like.ndim == 5:
-            t = like.shape[2]
-            weight = weight.unsqueeze(2).repeat(1, 1, t, 1, 1) / t
-        yield name, weight
-
-
-_IMAGE_NAMES = {
-    "downsample.0": "branch1_conv",
-    "downsample.1": "branch1_norm",
-    **{f"conv{i}": f"branch2.conv_{x}" for i, x in enumerate("abc", 1)},
-    **{f"bn{i}": f"branch2.norm_{x}" for i, x in enumerate("abc", 1)},
-}
-
-
-def _video_name(name: str) -> str:
-    """timm's `layer2.0.conv1.weight` -> `res3.0.branch2.conv_a.weight`."""
-    head, _, rest = name.partition(".")
-    if head.startswith("layer"):
-        block, _, rest = rest.partition(".")
-        module, _, leaf = rest.rpartition(".")
-        return f"res{int(head[5:]) + 1}.{block}.{_IMAGE_NAMES.get(module, module)}.{leaf}"
-    return {"conv1": "stem.conv.", "bn1": "stem.norm.", "fc": "head.proj."}.get(head, head) + rest
+    of_kind: Kind = _pick(KINDS, kind, "kind")
+    blocks = _pick(DEPTHS, depth, "depth")
+    expansion = 1 if depth < 50 else 4
+    dims = [width, *(width * expansion * 2**i for i in range(4))]
+    stages = [
+        _stage(dims[i] + joined[i], dims[i + 1], blocks[i], of_kind, i, expansion) for i in range(4)
+    ]
+    module.stem = _stem(width, of_kind.stem, shape)
+    module.res2 = stages[0]
+    module.pool2 = nn.MaxPool3d(*shape.pool2) if of_kind.pool2 else nn.Identity()
+    module.res3, module.res4, module.res5 = stages[1:]
+    if shape.res5 != "strided":
+        keep_size_(stages[3], dilated=shape.res5 == "dilated")
+    if of_kind.shifted:
+        step = 1 if max(blocks) < 23 else 2  # of residual blocks, as published
+        shifted: Any = [block for stage in stages for block in stage[::step]]
+        for block in shifted:
+            shift_(block.branch2.conv_a)
+    return dims[-1]
 
 
 def _stem(width: int, kernel: int, shape: Geometry) -> nn.Module:

@@ -12,9 +12,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from nlzoo.inflate import inflate
 from nlzoo.models import create_model
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.video import VideoResNet, inflate
+from nlzoo.video import VideoResNet
 from nlzoo.weights.pytorchvideo import rename
 
 SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parents[2] / "shared"))

@@ -174,8 +174,7 @@ def rename_block(state_dict: Mapping[str, Tensor], spoken: BlockDialect) -> dict
     state: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         if spoken.aliases and re.fullmatch(spoken.aliases, name):
-            if not any(torch.equal(tensor, other) for k, other in state_dict.items() if k != name):
-                raise ValueError(f"{name} repeats no other tensor, as it should")
+            check_repeats(name, state_dict)
             continue
         for pattern, own in spoken.names:
             if match := re.fullmatch(pattern, name):
@@ -186,6 +185,14 @@ def rename_block(state_dict: Mapping[str, Tensor], spoken: BlockDialect) -> dict
     if spoken.bare and "norm.weight" in state:
         state.setdefault("out.bias", torch.zeros_like(state["norm.weight"]))
     return state
+
+
+def check_repeats(name: str, state_dict: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where an alias is no other tensor's: it would be lost."""
+    alias = state_dict[name]
+    others = (other for k, other in state_dict.items() if k != name and other.shape == alias.shape)
+    if not any(other.is_meta or torch.equal(alias, other) for other in others):
+        raise ValueError(f"{name} repeats no other tensor, as it should")
 
 
 def _form(state: Mapping[str, Tensor]) -> str:

@@ -1,17 +1,17 @@
-"""Whole networks of other implementations: names of the hosts' tensors, and where blocks are."""
+"""Whole networks of other implementations: names of their tensors, and where blocks are."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nlzoo.weights.blocks import DIALECTS, EPS, rename_block
+from nlzoo.weights.blocks import DIALECTS, EPS, check_repeats, rename_block
 
 SHORT = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var", "w": "weight"}
-PLACE = r"(?P<n>\d)\.(?P<i>\d+)\.(?:block\.)?"  # stage and residual block, wrapped with its own
-STAGE = "res{s}.{i}.branch"
+FAST = r"(?P<fast>t_)?"  # the fast pathway of two, in Caffe2's names
+STAGE = "{fast}res{s}.{i}.branch"
 
 
 @dataclass(frozen=True)
@@ -20,116 +20,165 @@ class HostDialect:
 
     Attributes:
         names: patterns of whole names, and what they are called here: {s} is the stage, 2 to 5,
-            {i} the residual block, {l} the letter of a convolution, {t} a tensor of a module.
+            {i} the residual block, {l} the letter of a convolution, {t} a tensor of a module,
+            {fast} the prefix of a fast pathway, {m} the number of a lateral connection.
         block: pattern of a block's names: stage n, residual block i, and the rest.
         spoken: dialect of the blocks.
-        offset: from the number of a stage to this zoo's.
-        dropped: pattern of what is not weights, or repeats others.
+        dropped: pattern of what is not weights.
+        aliases: pattern of names that repeat other tensors.
+        headless: pattern of heads that nlzoo does not have: dropped, and the network has none.
     """
 
     names: tuple[tuple[str, str], ...]
     block: str
     spoken: str
-    offset: int = 0
     dropped: str = r"$^"
+    aliases: str = r"$^"
+    headless: str = r"$^"
 
 
 def _torch(
-    stem: tuple[str, str], stages: str, norm: str, short: tuple[str, str], head: str
+    prefix: str,
+    norm: str,
+    short: tuple[str, str],
+    head: str,
+    conv: str = "",
+    layer: str = "layer",
 ) -> tuple[tuple[str, str], ...]:
     """ResNets with conv1, conv2, conv3; `norm` has K for the number of its convolution."""
-    conv = (
-        f"{stages}{PLACE}conv(?P<k>[123])" + (r"\.conv" if "conv" in norm else "") + r"(?:\.net)?"
-    )
+    place = rf"{prefix}{layer}(?P<n>\d)\.(?P<i>\d+)\.(?:block\.)?"  # wrapped with its own block
+    numbered = norm.replace("K", "(?P<k>[123])")
     return (
-        (rf"{stem[0]}\.weight", "stem.conv.weight"),
-        (rf"{stem[1]}\.(?P<t>\w+)", "stem.norm.{t}"),
-        (rf"{conv}\.weight", STAGE + "2.conv_{l}.weight"),
-        (
-            rf"{stages}{PLACE}{norm.replace('K', '(?P<k>[123])')}\.(?P<t>\w+)",
-            STAGE + "2.norm_{l}.{t}",
-        ),
-        (rf"{stages}{PLACE}{short[0]}\.weight", STAGE + "1_conv.weight"),
-        (rf"{stages}{PLACE}{short[1]}\.(?P<t>\w+)", STAGE + "1_norm.{t}"),
+        (rf"{prefix}conv1{conv}\.weight", "stem.conv.weight"),
+        (rf"{prefix}{norm.replace('K', '1')}\.(?P<t>\w+)", "stem.norm.{t}"),
+        (rf"{place}conv(?P<k>[123]){conv}(?:\.net)?\.weight", STAGE + "2.conv_{l}.weight"),
+        (rf"{place}{numbered}\.(?P<t>\w+)", STAGE + "2.norm_{l}.{t}"),
+        (rf"{place}{short[0]}\.weight", STAGE + "1_conv.weight"),
+        (rf"{place}{short[1]}\.(?P<t>\w+)", STAGE + "1_norm.{t}"),
         (rf"{head}\.(?P<t>\w+)", "head.proj.{t}"),
     )
 
 
 _DOWN = (r"downsample\.0", r"downsample\.1")
-_TORCH = _torch(("conv1", "bn1"), "layer", "bnK", _DOWN, "fc")
+_CAFFE2 = (
+    (rf"{FAST}conv1_w", "{fast}stem.conv.weight"),
+    (rf"{FAST}res_conv1_bn_(?P<t>\w+)", "{fast}stem.norm.{t}"),
+    (r"t_pool1_subsample_w", "lateral.0.conv.weight"),
+    (r"t_pool1_subsample_bn_(?P<t>\w+)", "lateral.0.norm.{t}"),
+    (r"t_res(?P<m>\d)_\d+_branch2c_bn_subsample_w", "lateral.{m}.conv.weight"),
+    (r"t_res(?P<m>\d)_\d+_branch2c_bn_subsample_bn_(?P<t>\w+)", "lateral.{m}.norm.{t}"),
+    (rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch2(?P<l>[abc])_w", STAGE + "2.conv_{l}.weight"),
+    (
+        rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch2(?P<l>[abc])_bn_(?P<t>\w+)",
+        STAGE + "2.norm_{l}.{t}",
+    ),
+    (rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch1_w", STAGE + "1_conv.weight"),
+    (rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch1_bn_(?P<t>\w+)", STAGE + "1_norm.{t}"),
+    (r"pred_(?P<t>[wb])", "head.proj.{t}"),
+)
+_SLOWFAST_PLACE = r"s(?P<n>\d)\.pathway(?P<p>[01])_"
+_SLOWFAST = (
+    (r"s1\.pathway(?P<p>[01])_stem\.conv\.weight", "{fast}stem.conv.weight"),
+    (r"s1\.pathway(?P<p>[01])_stem\.bn\.(?P<t>\w+)", "{fast}stem.norm.{t}"),
+    (r"s(?P<m>\d)_fuse\.conv_f2s\.weight", "lateral.{m}.conv.weight"),
+    (r"s(?P<m>\d)_fuse\.bn\.(?P<t>\w+)", "lateral.{m}.norm.{t}"),
+    (rf"{_SLOWFAST_PLACE}res(?P<i>\d+)\.branch1\.weight", STAGE + "1_conv.weight"),
+    (rf"{_SLOWFAST_PLACE}res(?P<i>\d+)\.branch1_bn\.(?P<t>\w+)", STAGE + "1_norm.{t}"),
+    (
+        rf"{_SLOWFAST_PLACE}res(?P<i>\d+)\.branch2\.(?P<l>[abc])\.weight",
+        STAGE + "2.conv_{l}.weight",
+    ),
+    (
+        rf"{_SLOWFAST_PLACE}res(?P<i>\d+)\.branch2\.(?P<l>[abc])_bn\.(?P<t>\w+)",
+        STAGE + "2.norm_{l}.{t}",
+    ),
+    (r"head\.projection\.(?P<t>\w+)", "head.proj.{t}"),
+)
+_PATH = r"(?:multipathway_blocks\.(?P<p>[01])\.)?"
+_PYTORCHVIDEO = (
+    (rf"blocks\.0\.{_PATH}conv\.weight", "{fast}stem.conv.weight"),
+    (rf"blocks\.0\.{_PATH}norm\.(?P<t>\w+)", "{fast}stem.norm.{t}"),
+    (
+        r"blocks\.(?P<u>\d)\.multipathway_fusion\.conv_fast_to_slow\.weight",
+        "lateral.{u}.conv.weight",
+    ),
+    (r"blocks\.(?P<u>\d)\.multipathway_fusion\.norm\.(?P<t>\w+)", "lateral.{u}.norm.{t}"),
+    (
+        rf"blocks\.(?P<n>\d)\.{_PATH}res_blocks\.(?P<i>\d+)\.branch(?P<t>[12][\w.]+)",
+        STAGE + "{t}",
+    ),
+    (r"blocks\.\d\.proj\.(?P<t>\w+)", "head.proj.{t}"),
+)
+# the first one whose names hold all of a file's is its dialect
 HOSTS = {
     "caffe2": HostDialect(
-        (
-            ("conv1_w", "stem.conv.weight"),
-            (r"res_conv1_bn_(?P<t>\w+)", "stem.norm.{t}"),
-            (r"res(?P<n>\d)_(?P<i>\d+)_branch2(?P<l>[abc])_w", STAGE + "2.conv_{l}.weight"),
-            (
-                r"res(?P<n>\d)_(?P<i>\d+)_branch2(?P<l>[abc])_bn_(?P<t>\w+)",
-                STAGE + "2.norm_{l}.{t}",
-            ),
-            (r"res(?P<n>\d)_(?P<i>\d+)_branch1_w", STAGE + "1_conv.weight"),
-            (r"res(?P<n>\d)_(?P<i>\d+)_branch1_bn_(?P<t>\w+)", STAGE + "1_norm.{t}"),
-            (r"pred_(?P<t>[wb])", "head.proj.{t}"),
-        ),
-        r"nonlocal_conv(?P<n>\d)_(?P<i>\d+)_(?P<rest>.+)",
+        _CAFFE2,
+        rf"{FAST}nonlocal_conv(?P<n>\d)_(?P<i>\d+)_(?P<rest>.+)",
         "caffe2",
         dropped=r".*_momentum|lr|model_iter",
+        headless=r"(?:.*_)?lfb_.*|.*_fbonl_.*",
     ),
     "slowfast": HostDialect(
-        (
-            (r"s1\.pathway0_stem\.conv\.weight", "stem.conv.weight"),
-            (r"s1\.pathway0_stem\.bn\.(?P<t>\w+)", "stem.norm.{t}"),
-            (r"s(?P<n>\d)\.pathway0_res(?P<i>\d+)\.branch1\.weight", STAGE + "1_conv.weight"),
-            (r"s(?P<n>\d)\.pathway0_res(?P<i>\d+)\.branch1_bn\.(?P<t>\w+)", STAGE + "1_norm.{t}"),
-            (
-                r"s(?P<n>\d)\.pathway0_res(?P<i>\d+)\.branch2\.(?P<l>[abc])\.weight",
-                STAGE + "2.conv_{l}.weight",
-            ),
-            (
-                r"s(?P<n>\d)\.pathway0_res(?P<i>\d+)\.branch2\.(?P<l>[abc])_bn\.(?P<t>\w+)",
-                STAGE + "2.norm_{l}.{t}",
-            ),
-            (r"head\.projection\.(?P<t>\w+)", "head.proj.{t}"),
-        ),
-        r"s(?P<n>\d)\.pathway0_nonlocal(?P<i>\d+)\.(?P<rest>.+)",
-        "slowfast",
+        _SLOWFAST, rf"{_SLOWFAST_PLACE}nonlocal(?P<i>\d+)\.(?P<rest>.+)", "slowfast"
     ),
+    "pytorchvideo": HostDialect(_PYTORCHVIDEO, r"$^", "pytorchvideo"),
     "mmaction2": HostDialect(
         _torch(
-            (r"backbone\.conv1\.conv", r"backbone\.conv1\.bn"),
-            r"backbone\.layer",
+            r"backbone\.",
             r"convK\.bn",
             (r"downsample\.conv", r"downsample\.bn"),
             r"cls_head\.fc_cls",
+            conv=r"\.conv",
         ),
-        rf"backbone\.layer{PLACE}non_local_block\.(?P<rest>.+)",
+        r"backbone\.layer(?P<n>\d)\.(?P<i>\d+)\.non_local_block\.(?P<rest>.+)",
         "mmcv",
-        offset=1,
+        headless=r"roi_head\..*",
     ),
     "gluoncv": HostDialect(
-        _torch((r"first_stage\.0", r"first_stage\.1"), r"res_layers\.", "bnK", _DOWN, "fc"),
-        rf"res_layers\.{PLACE}nonlocal_block\.(?P<rest>.+)",
+        (
+            (r"first_stage\.0\.weight", "stem.conv.weight"),
+            (r"first_stage\.1\.(?P<t>\w+)", "stem.norm.{t}"),
+            *_torch(r"res_layers\.", "bnK", _DOWN, "fc", layer="")[2:],
+        ),
+        r"res_layers\.(?P<n>\d)\.(?P<i>\d+)\.nonlocal_block\.(?P<rest>.+)",
         "gluoncv",
-        offset=2,
-        dropped=r"head\.1\..*",
+        aliases=r"head\.1\..*",
     ),
     "mit_tsm": HostDialect(
-        _torch(
-            (r"base_model\.conv1", r"base_model\.bn1"),
-            r"base_model\.layer",
-            "bnK",
-            _DOWN,
-            "new_fc",
-        ),
-        rf"base_model\.layer{PLACE}nl\.(?P<rest>.+)",
+        _torch(r"base_model\.", "bnK", _DOWN, "new_fc"),
+        r"base_model\.layer(?P<n>\d)\.(?P<i>\d+)\.nl\.(?P<rest>.+)",
         "mit_tsm",
-        offset=1,
     ),
-    "tushar": HostDialect(_TORCH, rf"layer{PLACE}nl\.(?P<rest>.+)", "tushar", offset=1),
+    "mmaction01": HostDialect(
+        _torch(r"backbone\.", "bnK", _DOWN, r"cls_head\.fc_cls"),
+        r"backbone\.layer(?P<n>\d)\.(?P<i>\d+)\.nonlocal_block\.(?P<rest>.+)",
+        "mmaction01",
+    ),
+    "tushar": HostDialect(
+        _torch("", "bnK", _DOWN, "fc"),
+        r"layer(?P<n>\d)\.(?P<i>\d+)\.nl\.(?P<rest>.+)",
+        "tushar",
+    ),
     "patykov": HostDialect(
-        _TORCH, rf"layer{PLACE}nonlocal_block\.(?P<rest>.+)", "patykov", offset=1
+        _torch("", "bnK", _DOWN, "fc"),
+        r"layer(?P<n>\d)\.(?P<i>\d+)\.nonlocal_block\.(?P<rest>.+)",
+        "patykov",
     ),
 }
+
+
+def recognise_host(names: Iterable[str]) -> str | None:
+    """The first dialect of `HOSTS` that has all of these names and is a network, or None."""
+    names = list(names)
+    for dialect, host in HOSTS.items():
+        known = [pattern for pattern, _ in host.names]
+        own = re.compile("|".join(f"(?:{_unnamed(p)})" for p in (*known, host.block)))
+        rest = re.compile(f"(?:{host.dropped})|(?:{host.aliases})|(?:{host.headless})")
+        if not any(_rename(name, host, {}) == "stem.conv.weight" for name in names):
+            continue
+        if all(own.fullmatch(name) or rest.fullmatch(name) for name in names):
+            return dialect
+    return None
 
 
 def rename_host(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
@@ -139,30 +188,41 @@ def rename_host(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Ten
     the same.
 
     Raises:
-        ValueError: a name that no network of this dialect has.
+        ValueError: a name that no network of this dialect has; two names for one tensor.
     """
     host = HOSTS[dialect]
+    headless = any(re.fullmatch(host.headless, name) for name in state_dict)
+    stages = _stages(state_dict, host)
     state: dict[str, Tensor] = {}
     blocks: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state_dict.items():
-        if re.fullmatch(host.dropped, name):
+        if re.fullmatch(f"(?:{host.dropped})|(?:{host.headless})", name):
+            continue
+        if re.fullmatch(host.aliases, name):
+            check_repeats(name, state_dict)
             continue
         if match := re.fullmatch(host.block, name):
-            place = f"res{int(match['n']) + host.offset}.{match['i']}.non_local."
-            blocks.setdefault(place, {})[match["rest"]] = tensor
-        else:
-            flat = tensor.ndim == 4  # of a network of images
-            state[_rename(name, host)] = tensor.unsqueeze(2) if flat else tensor
+            words = _words(match, stages)
+            place = f"{words['fast']}res{words['s']}.{words['i']}.non_local."
+            blocks.setdefault(place, {})[words["rest"]] = tensor
+            continue
+        own = _rename(name, host, stages)
+        if not own:
+            raise ValueError(f"{name} is no tensor of a network of {dialect}")
+        if own in state:
+            raise ValueError(f"{name} is there twice, under another name of {dialect}")
+        state[own] = tensor.unsqueeze(2) if tensor.ndim == 4 else tensor  # of a network of images
     for place, block in blocks.items():
-        renamed = rename_block(block, DIALECTS[host.spoken])
+        try:
+            renamed = rename_block(block, DIALECTS[host.spoken])
+        except ValueError as error:
+            raise ValueError(f"{place}{error}") from error
         state |= {place + name: tensor for name, tensor in renamed.items()}
-    for name in [name for name in state if re.search(r"norm(_[abc])?\.weight$", name)]:
-        norm, like = name.removesuffix("weight"), state[name]
-        if norm + "running_var" not in state:
-            state[norm + "running_mean"] = torch.zeros_like(like)
-            state[norm + "running_var"] = torch.full_like(like, 1 - EPS)
-        count = state.get(norm + "num_batches_tracked", torch.tensor(0))
-        state[norm + "num_batches_tracked"] = count.long()
+    _complete(state)
+    if headless:
+        return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    if "head.proj.weight" in state:  # a convolution with a kernel of 1, in some
+        state["head.proj.weight"] = state["head.proj.weight"].flatten(1)
     return state
 
 
@@ -171,19 +231,52 @@ def places_in(state: Mapping[str, Tensor]) -> str:
     found = {k.partition(".non_local.")[0] for k in state if ".non_local." in k}
     by_stage: dict[str, list[int]] = {}
     for place in sorted(found):
-        stage, _, index = place.partition(".")
+        stage, _, index = place.rpartition(".")
         by_stage.setdefault(stage, []).append(int(index))
     return " ".join(f"{s}:{','.join(map(str, sorted(i)))}" for s, i in by_stage.items())
 
 
-def _rename(name: str, host: HostDialect) -> str:
+def _stages(names: Iterable[str], host: HostDialect) -> dict[str, str]:
+    """Stage numbers of a dialect, in order, to ours: res2, res3, ..."""
+    pattern = re.compile("|".join(f"(?:{_unnamed(p, 'n')})" for p, _ in host.names if "<n>" in p))
+    found = {
+        next(n for n in match.groups() if n) for name in names if (match := pattern.fullmatch(name))
+    }
+    return {number: str(stage) for stage, number in enumerate(sorted(found), 2)}
+
+
+def _unnamed(pattern: str, but: str = "") -> str:
+    """The pattern without group names, of which a union may have no two alike; `but` stays one."""
+    pattern = pattern.replace(f"(?P<{but}>", "(") if but else pattern
+    return re.sub(r"\(\?P<\w+>", "(?:", pattern)
+
+
+def _rename(name: str, host: HostDialect, stages: Mapping[str, str]) -> str:
     for pattern, own in host.names:
         if match := re.fullmatch(pattern, name):
-            words = match.groupdict()
-            if "n" in words:
-                words["s"] = str(int(words["n"]) + host.offset)
-            if "k" in words:
-                words["l"] = "abc"[int(words["k"]) - 1]
-            words["t"] = SHORT.get(words.get("t", ""), words.get("t", ""))
-            return own.format(**words)
-    raise ValueError(f"{name} is no tensor of such a network")
+            return own.format(**_words(match, stages))
+    return ""
+
+
+def _words(match: re.Match[str], stages: Mapping[str, str]) -> dict[str, str]:
+    words = {key: word for key, word in match.groupdict().items() if word is not None}
+    words["fast"] = "fast." if "fast" in words or words.get("p") == "1" else ""
+    if "n" in words:
+        words["s"] = stages.get(words["n"], words["n"])
+    if "k" in words:
+        words["l"] = "abc"[int(words["k"]) - 1]
+    if "m" in words:
+        words["m"] = str(int(words["m"]) - 1)
+    words["t"] = SHORT.get(words.get("t", ""), words.get("t", ""))
+    return words
+
+
+def _complete(state: dict[str, Tensor]) -> None:
+    """Norms of networks that keep a scale and a shift only; counters that a file may lack."""
+    for name in [name for name in state if re.search(r"norm(_[abc])?\.weight$", name)]:
+        norm, like = name.removesuffix("weight"), state[name]
+        if norm + "running_var" not in state:
+            state[norm + "running_mean"] = torch.zeros_like(like)
+            state[norm + "running_var"] = torch.full_like(like, 1 - EPS)
+        count = state.get(norm + "num_batches_tracked", torch.tensor(0))
+        state[norm + "num_batches_tracked"] = count.long()

@@ -1,17 +1,17 @@
 """Weights from files: read without running any code, and loaded without leaving anything out."""
 
-import pickle
+import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
-from nlzoo.weights import pytorchvideo
+from nlzoo.weights.hosts import recognise_host, rename_host
+from nlzoo.weights.read import read_checkpoint, read_metadata, warn_not_finite
+from nlzoo.weights.recognise import SHIFTED, Architecture, flatten, read_architecture
 
 HEAD = "head.proj."
 BLOCK = ".non_local."
@@ -24,7 +24,8 @@ class WeightFile:
     path: Path
     state: dict[str, Tensor]
     spec: dict[str, Any] = field(default_factory=dict)  # a checkpoint's "nlzoo" entry
-    arch: dict[str, Any] = field(default_factory=dict)  # what the weights were trained as
+    dialect: str = ""  # of another implementation, a key of `HOSTS`
+    seen: Architecture | None = None  # of which the tensors speak
 
     @property
     def num_classes(self) -> int | None:
@@ -32,43 +33,16 @@ class WeightFile:
         head = self.state.get(HEAD + "weight")
         return None if head is None else head.shape[0]
 
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What a file holds, read without running anything it may contain.
-
-    Args:
-        path: .safetensors, or what `torch.save` wrote; tensors are read to the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is truncated, holds objects other than tensors and plain values, or is no
-            dictionary.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}; give a checkpoint that exists")
-    try:
-        if path.suffix == ".safetensors":
-            raw = safetensors.torch.load_file(path)
-        else:
-            raw = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes make an unpickler fail in any way
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise ValueError(
-                f"{path} holds Python objects that are not weights; refused, as loading it could "
-                "run code: get the weights as .safetensors or a plain state dict"
-            ) from error
-        raise _damaged(path) from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} holds a {type(raw).__name__}, not a state dict or a checkpoint")
-    return raw
+    def headless(self) -> "WeightFile":
+        """Without the classifier."""
+        return replace(self, state=_without(self.state, HEAD))
 
 
 def read_weights(path: str | Path) -> WeightFile:
-    """Read a checkpoint of `nlzoo.fit`, a plain state dict or a pytorchvideo hub file.
+    """Read a checkpoint of `nlzoo.fit`, weights under this zoo's names, or another's network.
 
     Args:
-        path: .safetensors, or what `torch.save` wrote.
+        path: .safetensors, what `torch.save` wrote, or a Caffe2 pickle.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -76,20 +50,22 @@ def read_weights(path: str | Path) -> WeightFile:
     """
     path = Path(path)
     raw = read_checkpoint(path)
-    state = raw.get("state_dict", raw.get("model_state", raw))
-    state = {
-        k.removeprefix("model.").replace("_orig_mod.", ""): v
-        for k, v in (state.items() if isinstance(state, dict) else ())
-        if isinstance(k, str) and isinstance(v, Tensor)
-    }
+    state = flatten(raw)
     if not state:
         raise ValueError(f"{path} holds no weights; expected a state dict or a checkpoint")
-    if pytorchvideo.recognise(state):
-        return WeightFile(path, pytorchvideo.rename(state), arch=pytorchvideo.ARCH)
-    spec = raw.get("nlzoo")
-    if not (isinstance(spec, dict) and {"model", "preprocessing"} <= spec.keys()):
+    warn_not_finite(state, path)
+    spec = raw.get("nlzoo") or json.loads(read_metadata(path).get("nlzoo", "{}"))
+    if isinstance(spec, dict) and {"model", "preprocessing"} <= spec.keys():
+        return WeightFile(path, state, spec)
+    dialect = recognise_host(state)
+    if dialect is None:
         return WeightFile(path, state)
-    return WeightFile(path, state, spec, spec["model"]["arch"] or {})
+    try:
+        own = rename_host(state, dialect)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    shifted = any(SHIFTED.fullmatch(name) for name in state)
+    return WeightFile(path, own, dialect=dialect, seen=read_architecture(own, shifted))
 
 
 def load_into(model: nn.Module, weights: WeightFile) -> None:
@@ -144,7 +120,3 @@ def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str
 
 def _without(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if part not in k}
-
-
-def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{path} is not a weights file, or is truncated; copy or download it again")

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from nlzoo.blocks import NonLocalBlock
+from nlzoo.geometry import GEOMETRIES
 from nlzoo.models import create_model
-from nlzoo.video import GEOMETRIES, VideoResNet
-from nlzoo.weights import pytorchvideo
+from nlzoo.video import VideoResNet
 from nlzoo.weights.blocks import load_block
 from nlzoo.weights.golden import make_input, make_state, relative_error
 from nlzoo.weights.hosts import places_in, rename_host
 from nlzoo.weights.load import check_fits
+from nlzoo.weights.recognise import read_architecture
 
 FORMS = {  # as implementations call them
     "softmax": "embedded_gaussian",
@@ -108,9 +109,10 @@ def _network(
 ) -> VideoResNet:
     """A network of this zoo with the tensors of a file."""
     own = rename_host(state, dialect)
+    seen = read_architecture(own)
     classes = own["head.proj.weight"].shape[0]
-    own["head.proj.weight"] = own["head.proj.weight"].flatten(1)
     options = {"places": places_in(own), **non_local} if places_in(own) else None
+    arch = {**(seen.arch if seen else {}), **arch}
     model = create_model(name, num_classes=classes, non_local=options, **arch)
     check_fits(own, model.state_dict(), f"the file ({dialect})")
     model.load_state_dict(own)
@@ -123,11 +125,11 @@ def _fair(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Mod
     Long-term feature banks have its names, padded pools and a dilated res5.
     """
     geometry = "32x2" if config["arch"] == "resnet_video_org" else "8x8"
-    if config["res5_dilation"] == 2:
-        geometry = "lfb"
+    if config["res5_stride"] == 1:
+        geometry = "lfb" if config["res5_dilation"] == 2 else "lfb_plain"
     shown = GEOMETRIES[geometry]
     told = list(config["pool1_pad"]), config["res5_stride"]
-    if told != (list(shown.pool1.padding), 1 if shown.dilated else 2):
+    if told != (list(shown.pool1.padding), 2 if shown.res5 == "strided" else 1):
         raise ValueError(f"no geometry has pool1_pad and res5_stride of {told}")
     non_local: dict[str, Any] = {"subsample": 2 if config["nonlocal_subsample"] else None}
     if config["nonlocal_form"]:
@@ -136,40 +138,44 @@ def _fair(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Mod
         if not config["nonlocal_norm"]:
             non_local["norm"] = None
     name = f"{config['kind']}_r{config['depth']}"
-    model = _network("caffe2", name, state, non_local, geometry=geometry)
-    if config["nonlocal_temporal_group"]:  # of 4 frames, in res3 only
+    if config["nonlocal_temporal_group"] and non_local.get("form"):  # of 4 frames, in res3 only
         frames = x.shape[2] // (8 if geometry == "32x2" else 2)
-        for block in model.res3.modules():
-            if isinstance(block, NonLocalBlock):
-                block.groups = frames // 4
-    return model
+        non_local["res3"] = {"groups": frames // 4}
+    return _network("caffe2", name, state, non_local, geometry=geometry)
 
 
 def _slowfast(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    caffe2 = "conv1_w" in state
-    if any("pathway1" in k or k.startswith("t_") for k in state):
-        raise ValueError("slowfast: two pathways cannot be built yet")
-    non_local: dict[str, Any] = {
-        "form": form_of(config["instantiation"]),
-        "subsample": tuple(config["nonlocal_pool"]),
-    }
-    if groups := {g for stage in config["nonlocal_group"] for g in stage} - {1}:
-        raise ValueError(f"slowfast: temporal groups {groups} cannot be built yet")
+    dialect = "caffe2" if "conv1_w" in state else "slowfast"
+    two = config["arch"] == "slowfast"
+    geometry = "slowfast"
+    if two:
+        geometry = "slowfast_4x16" if "4x16" in config.get("yaml", "") else "slowfast_8x8"
     name = f"{config['arch']}_r{config['depth']}"
-    dialect = "caffe2" if caffe2 else "slowfast"
-    model = _network(dialect, name, state, non_local, geometry="slowfast")
+    form = {"form": form_of(config["instantiation"])}
+    model = _network(dialect, name, state, form, geometry=geometry)
+    for place, block in model.named_modules():
+        if isinstance(block, NonLocalBlock):
+            pathway, stage = place.startswith("fast."), int(place.partition("res")[2][0]) - 2
+            block.subsample = _of_stage(config["nonlocal_pool"], stage, pathway)
+            groups = config["nonlocal_group"][stage]
+            block.groups = groups[pathway if len(groups) > 1 else 0]
     model.head.window = config["train_crop_size"] // 32
     model.head.average = "logits"  # a golden output is that before the softmax
     return model
 
 
+def _of_stage(pools: Any, stage: int, pathway: bool) -> tuple[int, ...]:
+    """A kernel of all blocks, or one for each stage, pathway, or both."""
+    while not isinstance(pools[0], int):
+        by_stage = len(pools) == 4
+        pools = pools[stage if by_stage else pathway if len(pools) > 1 else 0]
+    return tuple(pools)
+
+
 def _pytorchvideo(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    (name,) = re.findall(r"(?:c2d|i3d|slow)_r\d+", config["model"])
-    model = create_model(name, geometry="hub", num_classes=config["classes"])
-    own = pytorchvideo.rename(state)
-    check_fits(own, model.state_dict(), "the file (pytorchvideo)")
-    model.load_state_dict({k: v.long() if "tracked" in k else v for k, v in own.items()})
-    return model.eval()
+    (name,) = re.findall(r"(?:c2d|i3d|slow|slowfast)_r\d+", config["model"])
+    arch = {"geometry": "slowfast_8x8", "head": "logits"} if "fast" in name else {"geometry": "hub"}
+    return _network("pytorchvideo", name, state, {}, **arch)
 
 
 def _tushar(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:

@@ -1,0 +1,113 @@
+"""What a bare state dict is: whose names it has, and which network or block they make."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from nlzoo.geometry import DEPTHS, KINDS, Kind
+from nlzoo.weights.blocks import DIALECTS
+from nlzoo.weights.hosts import places_in
+
+CONTAINERS = ("state_dict", "model_state", "blobs", "model")
+WRAPPERS = ("module.", "model.", "_orig_mod.")
+SHIFTED = re.compile(r".*layer\d.*conv1(\.conv)?\.net\.weight")
+# tensors that only one block dialect has; where two write the same, the older one is named
+MARKS = {
+    "mmcv": (r"conv_out\.conv\.weight",),
+    "slowfast": (r"conv_theta\.weight", r"bn\.weight"),
+    "pytorchvideo": (r"conv_theta\.weight",),
+    "tea1528": (r"W_z(\.0)?\.weight",),
+    "gluoncv": (r"W_bn\.0\.weight",),
+    "timm": (r"t\.weight", r"z\.weight"),
+    "mmaction01": (r"phi\.1\.weight", r"bn\.weight"),
+    "patykov": (r"phi\.1\.weight", r"W\.0\.weight"),
+    "tushar": (r"theta\.weight", r"out\.weight"),
+    "caffe2": (r"(.*_)?theta_w", r"(.*_)?out_w"),
+    "alexhex7": (r"g(\.0)?\.weight", r"W(\.0)?\.weight"),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What tensors under this zoo's names say; geometry, form and scale leave no trace."""
+
+    kind: str
+    depth: int
+    places: str
+    num_classes: int  # 0: no classifier
+    arch: dict[str, Any]
+    normed: bool  # blocks have a norm
+
+    @property
+    def name(self) -> str:
+        """Without blocks: `i3d_r50`."""
+        return f"{self.kind}_r{self.depth}"
+
+
+def flatten(raw: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, out of its containers and without the prefixes of wrappers."""
+    for container in CONTAINERS:
+        inner = raw.get(container)
+        if isinstance(inner, Mapping) and any(isinstance(v, Tensor) for v in inner.values()):
+            return flatten(inner)
+    state = {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    for wrapper in WRAPPERS:
+        if state and all(k.startswith(wrapper) for k in state):
+            return flatten({k.removeprefix(wrapper): v for k, v in state.items()})
+    return {k.replace("_orig_mod.", ""): v for k, v in state.items()}
+
+
+def recognise_block(names: Iterable[str]) -> str | None:
+    """The dialect of a lone block's tensors, or None."""
+    names = list(names)
+    for dialect, marks in MARKS.items():
+        known = [pattern for pattern, _ in DIALECTS[dialect].names]
+        known += [DIALECTS[dialect].aliases] if DIALECTS[dialect].aliases else []
+        has = (any(re.fullmatch(mark, name) for name in names) for mark in marks)
+        if all(has) and all(any(re.fullmatch(p, name) for p in known) for name in names):
+            return dialect
+    return None
+
+
+def read_architecture(state: Mapping[str, Tensor], shifted: bool = False) -> Architecture | None:
+    """The network that has these tensors (under this zoo's names), or None."""
+    blocks = [
+        len({k.split(".")[1] for k in state if k.startswith(f"res{stage}.")})
+        for stage in range(2, 6)
+    ]
+    depth = next((d for d, wanted in DEPTHS.items() if list(wanted[:3]) == blocks[:3]), None)
+    if depth is None or "stem.conv.weight" not in state:
+        return None
+    two = "fast.stem.conv.weight" in state
+    fitting = (
+        name
+        for name, kind in KINDS.items()
+        if kind.shifted == shifted and kind.fast == two and _fits(kind, blocks, state)
+    )
+    kind = next(fitting, None)
+    if kind is None:
+        return None
+    arch: dict[str, Any] = {}
+    if (width := state["stem.conv.weight"].shape[0]) != 64:
+        arch["width"] = width
+    if two:
+        arch["lateral"] = state["lateral.0.conv.weight"].shape[2]
+    head = state.get("head.proj.weight")
+    places = places_in(state)
+    normed = any(k.endswith("non_local.norm.weight") for k in state)
+    return Architecture(kind, depth, places, 0 if head is None else len(head), arch, normed)
+
+
+def _fits(kind: Kind, blocks: list[int], state: Mapping[str, Tensor]) -> bool:
+    """Whether temporal kernels are those of a kind."""
+    for stage, (count, kernels) in enumerate(zip(blocks, kind.stages, strict=True), 2):
+        for i in range(count):
+            for conv in ("conv_a", "conv_b"):
+                weight = state.get(f"res{stage}.{i}.branch2.{conv}.weight")
+                wanted = kernels[i % len(kernels)] if conv == kind.inflated else 1
+                if weight is None or weight.shape[2] != wanted:
+                    return False
+    return state["stem.conv.weight"].shape[2] == kind.stem
