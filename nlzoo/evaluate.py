@@ -10,7 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 from nlzoo.cli import build, merge, parse, recipe_parser
 from nlzoo.program import asks_for_help, run
 from nlzoo.report import write_report
-from nlzoo.weights.load import check_fits, read_checkpoint
+from nlzoo.weights.load import check_fits
+from nlzoo.weights.read import read_checkpoint, warn_not_finite
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> None:
     config.trainer.default_root_dir = config.run
     task, data, trainer = build(config)
     check_fits(stored["state_dict"], task.state_dict(), checkpoint)
+    warn_not_finite(stored["state_dict"], checkpoint)
     task.load_state_dict(stored["state_dict"])
     try:
         trainer.test(task, data, verbose=False)

@@ -11,7 +11,8 @@ from lightning import LightningModule
 from nlzoo.cli import build, parse, recipe_parser
 from nlzoo.program import run
 from nlzoo.run import LAST
-from nlzoo.weights.load import check_fits, read_checkpoint
+from nlzoo.weights.load import check_fits
+from nlzoo.weights.read import read_checkpoint
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,12 +11,13 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nlzoo.weights.pytorchvideo import recognise, rename
 from torch import Tensor
 
 from nlzoo.models import create_model
 from nlzoo.video import VideoResNet
-from nlzoo.weights.load import WeightFile, check_fits, load_into, read_checkpoint, read_weights
-from nlzoo.weights.pytorchvideo import recognise, rename
+from nlzoo.weights.load import WeightFile, check_fits, load_into, read_weights
+from nlzoo.weights.read import read_checkpoint
 
 
 def tiny(name: str = "i3d_r18_nl1", num_classes: int = 5, **arch: Any) -> VideoResNet:

@@ -1,0 +1,107 @@
+"""Python 2 pickles of Caffe2: `{"blobs": {name: array}}`, or the blobs alone."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nlzoo.weights.unpickle import Malformed, Refused, Unpickler
+
+NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+
+
+class DType:
+    """In place of `numpy.dtype`: numbers only."""
+
+    def __init__(self, code: str, align: object = False, copy: object = False) -> None:
+        if code not in NUMBERS:
+            raise Refused(f"numpy.dtype {code}")
+        self.numpy = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Version, byte order, and what structures have."""
+        _, order, *structure = state
+        if any(part is not None for part in structure[:3]):
+            raise Refused("numpy.dtype of a structure")
+        self.numpy = self.numpy.newbyteorder(order)
+
+    def read(self, data: str | bytes, count: int) -> np.ndarray:
+        """So many numbers, in the byte order of this machine. Raises Malformed."""
+        if type(data) not in (str, bytes) or len(data) != count * self.numpy.itemsize:
+            raise Malformed("an array is larger or smaller than its data")
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        return np.frombuffer(raw, self.numpy).astype(self.numpy.newbyteorder("="))
+
+
+class Array:
+    """In place of `numpy.ndarray`: makes no room before its data are there."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Version (not in the oldest), shape, dtype, Fortran order, data."""
+        self.shape, self.dtype, self.fortran, self.data = state[-4:]
+        sizes_fit = len(self.shape) <= 32 and all(type(n) is int and n >= 0 for n in self.shape)
+        if not (type(self.dtype) is DType and sizes_fit):
+            raise Malformed("an array has no shape or no type")
+
+    def tensor(self) -> Tensor:
+        """A tensor of the same shape and type, in C order. Raises Malformed."""
+        numbers = torch.from_numpy(self.dtype.read(self.data, prod(self.shape)))
+        if self.fortran:
+            return numbers.reshape(self.shape[::-1]).permute(*range(len(self.shape))[::-1]).clone()
+        return numbers.reshape(self.shape)
+
+
+def reconstruct(kind: object, shape: object, code: object) -> Array:
+    """In place of `numpy.core.multiarray._reconstruct`: an array to be filled."""
+    if kind is not Array or shape != (0,):
+        raise Refused("numpy.core.multiarray._reconstruct of another kind")
+    return Array()
+
+
+def scalar(dtype: DType, data: str | bytes) -> bool | int | float:
+    """In place of `numpy.core.multiarray.scalar`: a number of Python."""
+    if type(dtype) is not DType:
+        raise Refused("numpy.core.multiarray.scalar of another kind")
+    number: bool | int | float = dtype.read(data, 1)[0].item()
+    return number
+
+
+SCALARS: dict[str, Callable[..., Any]] = {  # by module and name; numpy 2 renamed its core
+    "numpy.core.multiarray.scalar": scalar,
+    "numpy._core.multiarray.scalar": scalar,
+    "numpy.dtype": DType,
+}
+ARRAYS = {
+    **SCALARS,
+    "numpy.core.multiarray._reconstruct": reconstruct,
+    "numpy._core.multiarray._reconstruct": reconstruct,
+    "numpy.ndarray": Array,
+    "__builtin__.bytes": lambda: b"",  # of an empty array
+}
+
+
+def read_caffe2(file: BinaryIO, size: int) -> Any:
+    """What a pickle holds, its arrays and those of its blobs as tensors.
+
+    Args:
+        file: at its beginning; of protocol 2 to 5, written by Python 2 or 3.
+        size: of the file in bytes.
+
+    Raises:
+        Refused: it holds anything but arrays of numbers, plain values and containers.
+        Malformed: an array does not fit its data, or the pickle would outgrow its file.
+    """
+    raw = Unpickler(file, size, ARRAYS, "latin1").load()
+    if not isinstance(raw, dict):
+        return raw
+    blobs = raw.get("blobs")
+    levels = [raw, blobs] if isinstance(blobs, dict) else [raw]
+    arrays = [v for level in levels for v in level.values() if type(v) is Array]
+    if sum(len(array.data) for array in arrays) > size:  # a single one, named again and again
+        raise Malformed("its arrays take more memory than the file")
+    for level in levels:
+        level.update({k: v.tensor() for k, v in level.items() if type(v) is Array})
+    return raw

@@ -1,0 +1,123 @@
+"""Files of weights, read without running anything that they may contain."""
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from nlzoo.weights.caffe2 import read_caffe2
+from nlzoo.weights.torch_files import LEGACY, ZIP, read_torch
+from nlzoo.weights.unpickle import Malformed, Refused
+
+SEEMS = {  # what a file begins with, in lower case
+    b"<!doctype": "it is a web page, such as a server's error message",
+    b"<html": "it is a web page, such as a server's error message",
+    b"<?xml": "it is XML, such as a server's error message",
+    b"version https://git-lfs": "it is a pointer of Git LFS, get the file by `git lfs pull`",
+    b"\x1f\x8b": "it is a gzip archive, unpack it first",
+    b"bzh": "it is a bzip2 archive, unpack it first",
+    b"\xfd7zxz": "it is an xz archive, unpack it first",
+    b"\x89hdf": "it is an HDF5 file, as Keras writes them",
+}
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a file holds; its content, not its suffix, says how to read it.
+
+    Args:
+        path: safetensors, what `torch.save` wrote, or a pickle of Caffe2. Tensors are read to the
+            CPU, and take at most a few times the size of the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is truncated, claims more than it has, holds objects other than tensors and
+            plain values, or is no dictionary.
+    """
+    with _opened(path) as file:
+        raw = _read(file)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds a {type(raw).__name__}, not a state dict or a checkpoint")
+    return raw
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What a file of safetensors says beside its weights; nothing of other files.
+
+    Raises as `read_checkpoint`.
+    """
+    with _opened(path) as file:
+        if not _is_safetensors(file.peek(9)):  # type: ignore[attr-defined]
+            return {}
+        with safetensors.safe_open(file.name, "pt") as opened:
+            return opened.metadata() or {}
+
+
+def warn_not_finite(state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Warn where weights are NaN or infinite: all that a model computes with them will be.
+
+    Args:
+        state: of the file.
+        path: named in the warning.
+    """
+    for name, tensor in state.items():
+        known = tensor.is_floating_point() and tensor.itemsize > 1  # float8 cannot be asked
+        if known and not torch.isfinite(tensor).all():
+            warnings.warn(f"{path}: {name} has values that are NaN or infinite", stacklevel=3)
+            return
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A file whose contents make one kind of error, in one line."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}; give a checkpoint that exists")
+    with path.open("rb") as file:
+        try:
+            yield file
+        except Refused as error:
+            raise ValueError(
+                f"{path} holds Python objects that are not weights ({str(error)[:80]!r}); refused, "
+                "as loading it could run code: get the weights as .safetensors or a plain state "
+                "dict"
+            ) from error
+        except Exception as error:  # damaged bytes make a reader fail in any way
+            known = isinstance(error, Malformed | safetensors.SafetensorError)
+            why = f": {' '.join(str(error).split())}" if known and str(error) else ""
+            raise ValueError(
+                f"{path} is not a weights file, or is truncated; copy or download it again{why}"
+            ) from error
+
+
+def _read(file: BinaryIO) -> Any:
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(4096)
+    file.seek(0)
+    if _is_safetensors(head):
+        return safetensors.torch.load_file(file.name)
+    if head.startswith((ZIP, LEGACY)):
+        return read_torch(file, size)
+    if head.startswith(b"\x80"):
+        return read_caffe2(file, size)
+    raise Malformed(_seems(head))
+
+
+def _is_safetensors(head: bytes) -> bool:
+    """The length of a JSON object, and its first bracket."""
+    return head[8:9] == b"{"
+
+
+def _seems(head: bytes) -> str:
+    """What a file of another kind may be."""
+    if not head.strip(b"\0"):
+        return "it begins with zeros" if head else "it is empty"
+    if head[257:262] == b"ustar":
+        return "it is a tar archive, unpack it first or save the weights again by torch.save"
+    known = (what for start, what in SEEMS.items() if head.lstrip().lower().startswith(start))
+    return next(known, "it is a text" if head.isascii() else "")
