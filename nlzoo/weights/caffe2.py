@@ -49,9 +49,10 @@ class Array:
     def tensor(self) -> Tensor:
         """A tensor of the same shape and type, in C order. Raises Malformed."""
         numbers = torch.from_numpy(self.dtype.read(self.data, prod(self.shape)))
-        if self.fortran:
-            return numbers.reshape(self.shape[::-1]).permute(*range(len(self.shape))[::-1]).clone()
-        return numbers.reshape(self.shape)
+        if not self.fortran:
+            return numbers.reshape(self.shape)
+        axes = range(len(self.shape))
+        return numbers.reshape(self.shape[::-1]).permute(*reversed(axes)).contiguous()
 
 
 def reconstruct(kind: object, shape: object, code: object) -> Array:

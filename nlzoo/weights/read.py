@@ -100,7 +100,8 @@ def _read(file: BinaryIO) -> Any:
     head = file.read(4096)
     file.seek(0)
     if _is_safetensors(head):
-        return safetensors.torch.load_file(file.name)
+        mapped = safetensors.torch.load_file(file.name)  # gone if somebody overwrites the file
+        return {name: tensor.clone() for name, tensor in mapped.items()}
     if head.startswith((ZIP, LEGACY)):
         return read_torch(file, size)
     if head.startswith(b"\x80"):

@@ -110,4 +110,7 @@ class _Steps:
         return self.file.read(number)
 
     def readline(self) -> bytes:
-        return self.file.readline()
+        line = self.file.readline()
+        if not line.endswith(b"\n"):
+            raise Malformed("it ends within a name")
+        return line

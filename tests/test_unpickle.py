@@ -1,0 +1,246 @@
+"""Pickles in weight files: nothing runs, and memory is bounded by the size of the file."""
+
+import pickle
+import struct
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pickles import (
+    array2,
+    caffe2,
+    dtype,
+    entry,
+    header,
+    mapping,
+    name,
+    number,
+    old,
+    protocol2,
+    saved,
+    string,
+    tensor,
+    text,
+    tuple_of,
+    written,
+    zipped,
+)
+
+from nlzoo.weights.load import read_weights
+from nlzoo.weights.read import read_checkpoint
+
+LARGE = 10**10
+DAMAGED = "is not a weights file, or is truncated; copy or download it again"
+REFUSED = r"holds Python objects that are not weights \(.*\); refused, as loading it could run code"
+
+# -- nothing runs -----------------------------------------------------------------------------
+
+CALLS = {
+    "system": name("posix", "system") + b"X\x04\x00\x00\x00CODE\x85R",
+    "eval": name("builtins", "eval") + b"X\x04\x00\x00\x00EVAL\x85R",
+    "exec": name("builtins", "exec") + b"X\x04\x00\x00\x00EVAL\x85R",
+    "nested": b"](K\x01](" + name("posix", "system") + b"X\x04\x00\x00\x00CODE\x85Ree",
+    "instance": b"(X\x04\x00\x00\x00CODEiposix\nsystem\n",
+    "object": b"("
+    + name("subprocess", "Popen")
+    + b"](X\x05\x00\x00\x00touchX\x04\x00\x00\x00PATHeo",
+    "state": name("collections", "OrderedDict")
+    + b")R}X\x01\x00\x00\x00a"
+    + name("posix", "system")
+    + b"X\x04\x00\x00\x00CODE\x85Rsb",
+    "stack": text("posix") + text("system") + b"\x93X\x04\x00\x00\x00CODE\x85R",
+    "getattr": name("builtins", "getattr")
+    + tuple_of(name("posix", "__dict__"), text("get"))
+    + b"R"
+    + text("system")
+    + b"\x85RX\x04\x00\x00\x00CODE\x85R",
+}
+CONTAINERS = {
+    "pickle": lambda call: protocol2(mapping({"state_dict": call})),
+    "bare": protocol2,
+    "zip": lambda call: zipped(protocol2(mapping({"state_dict": call}))),
+    "legacy": lambda call: old(protocol2(mapping({"state_dict": call}))),
+    "caffe2": lambda call: caffe2({"conv1_w": array2(np.ones(3, "f4")), "x": call}),
+    "ours": lambda call: zipped(
+        protocol2(mapping({"state_dict": mapping({"a": tensor(4, 4)}), "nlzoo": call})),
+        {"data/0": bytes(16)},
+    ),
+}
+
+
+def aimed(call: bytes, canary: Path) -> bytes:
+    """The call, making `canary`."""
+    for word, meant in {
+        "CODE": f"touch {canary}",
+        "EVAL": f"open({str(canary)!r}, 'w').close()",
+        "PATH": str(canary),
+    }.items():
+        call = call.replace(b"X\x04\x00\x00\x00" + word.encode(), text(meant))
+    return call
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_runs(tmp_path: Path, call: str, container: str) -> None:
+    canary = tmp_path / "canary"
+    path = written(tmp_path, CONTAINERS[container](aimed(CALLS[call], canary)))
+    with pytest.raises(ValueError, match=REFUSED):
+        read_weights(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_traps_are_traps(tmp_path: Path, call: str) -> None:
+    made = pickle.loads(protocol2(aimed(CALLS[call], canary := tmp_path / "canary")))
+    if isinstance(made, subprocess.Popen):
+        made.wait()
+    assert canary.exists()
+
+
+def test_the_refused_name_is_told(tmp_path: Path) -> None:
+    for container in CONTAINERS.values():
+        with pytest.raises(ValueError, match=r"\('posix\.system'\); refused"):
+            read_checkpoint(written(tmp_path, container(CALLS["system"])))
+
+
+SCALAR, RECONSTRUCT = (name("numpy.core.multiarray", n) for n in ("scalar", "_reconstruct"))
+NDARRAY, DTYPE = name("numpy", "ndarray"), name("numpy", "dtype")
+
+
+@pytest.mark.parametrize(
+    "call",
+    {
+        "objects": array2(np.ones(1)).replace(string(b"f8"), string(b"O8")),
+        "structure": dtype("f8", extra=b"N" + b"(U\x01at" + b"}"),
+        "another class": RECONSTRUCT + tuple_of(DTYPE, b"K\x00\x85", b"U\x01b") + b"R",
+        "another codec": name("_codecs", "encode") + tuple_of(text("a"), text("zip")) + b"R",
+        "scalar of a name": SCALAR + tuple_of(NDARRAY, string(b"")) + b"R",
+        "state of a function": SCALAR + b"N}X\x0c\x00\x00\x00__defaults__)s\x86b",
+        "state of a class": NDARRAY + b"N}X\x06\x00\x00\x00tensor" + SCALAR + b"s\x86b",
+        "state of a dict": b"}}b",
+        "numpy's functions": name("numpy", "load") + string(b"x") + b"\x85R",
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_is_admitted_cannot_be_turned(tmp_path: Path, call: tuple[str, bytes]) -> None:
+    with pytest.raises(ValueError, match=REFUSED):
+        read_checkpoint(written(tmp_path, caffe2({"x": call[1]})))
+    whole = read_checkpoint(written(tmp_path, caffe2({"x": array2(np.ones(3))})))
+    assert whole["blobs"]["x"].sum() == 3  # and stays as it was
+
+
+# -- memory -----------------------------------------------------------------------------------
+
+
+def claimed(data: bytes, size: int = LARGE) -> bytes:
+    """A zip file whose list of entries gives the last one this size, in a zip64 field."""
+    with zipfile.ZipFile(file := BytesIO(data), "a") as archive:
+        info = archive.infolist()[-1]
+        info.file_size = info.compress_size = size
+        archive._didModify = True  # type: ignore[attr-defined]
+    return file.getvalue()
+
+
+def bombs() -> Iterator[tuple[str, bytes, str]]:
+    """Name, file, and words of the answer."""
+    one = {"data/0": bytes(4)}
+    bytearray_, floats = name("builtins", "bytearray"), name("torch", "FloatTensor")
+    big = number(LARGE) + b"\x85R"
+
+    def state(value: bytes) -> bytes:
+        return protocol2(mapping({"a": value}))
+
+    zeros = {"data/0": bytes(2**28)}
+    yield "zip bomb", zipped(state(tensor(2**26, 2**26)), zeros, 8), "its entries claim 2684"
+    yield "pickle bomb", zipped(bytes(2**28), method=8), "its entries claim 2684"
+    yield "compressed", zipped(state(tensor(1, 1)), one, 8), "it is compressed"
+    yield "entry", claimed(zipped(state(tensor(1, 1)), one)), "its entries claim 100000"
+    yield "zip storage", zipped(state(tensor(LARGE, LARGE)), one), "storage 0 claims 4000"
+    yield "zip tensor", zipped(state(tensor(1, LARGE)), one), "reaches beyond its storage"
+    yield "zip stride", zipped(state(tensor(1, 2, LARGE)), one), "reaches beyond its storage"
+    yield "zip expanded", zipped(state(tensor(1, LARGE, 0)), one), "its tensors claim 4000"
+    yield "zip byte array", zipped(state(bytearray_ + big), one), "builtins.bytearray"
+    yield "zip constructor", zipped(state(floats + big), one), "torch.FloatTensor"
+    yield "other zip", zipped(b"", {"x": b""}).replace(b"data.pkl", b"word.xml"), "something else"
+    stored = struct.pack("<q", 1) + bytes(4)
+
+    def before(count: int, shape: int, stride: int = 1, view: bytes = b"N") -> bytes:
+        return old(state(tensor(count, shape, stride, view)), ("0",), stored)
+
+    view = tuple_of(text("1"), b"K\x00", number(LARGE))
+    yield "legacy storage", before(LARGE, LARGE), "storage 0 claims 4000"
+    yield "legacy storage of the file's size", before(50, 50), "its tensors claim 208 bytes"
+    yield "legacy tensor", before(1, LARGE), "reaches beyond its storage"
+    yield "legacy expanded", before(1, LARGE, 0), "its tensors claim 4000"
+    yield "legacy view", before(1, 1, 1, view), "view 1 reaches beyond its storage"
+    yield "legacy unset", old(state(tensor(1, 1, 1, b"N"))), "are not those of its tensors"
+    yield "legacy byte array", old(state(bytearray_ + big)), "builtins.bytearray"
+    few, wrong = np.ones(4, "f4"), "larger or smaller than its data"
+    yield "array", caffe2({"a": array2(few, (LARGE,))}), wrong
+    yield "array of zeros", caffe2({"a": array2(few, (LARGE, 0))}), wrong
+    start = tuple_of(NDARRAY, number(LARGE) + b"\x85", b"U\x01b")
+    yield "reconstruct", caffe2({"a": RECONSTRUCT + start + b"R"}), "_reconstruct of another"
+    yield "ndarray", caffe2({"a": NDARRAY + big}), DAMAGED
+    yield "bytes", caffe2({"a": name("__builtin__", "bytes") + big}), DAMAGED
+    yield "string", protocol2(b"T" + struct.pack("<i", 2**31 - 1)), "a value claims 2147483647"
+    for code in (b"\x8d", b"\x8e"):  # text, bytes
+        claim = b"\x80\x04" + code + struct.pack("<Q", LARGE) + b"N."
+        yield f"length {code!r}", claim, DAMAGED
+    yield "byte array", b"\x80\x05\x96" + struct.pack("<Q", LARGE) + b".", DAMAGED
+    yield "memo", protocol2(b"}r" + struct.pack("<I", 2**32 - 1)), "a dictionary of 0"
+    yield "lists", b"\x80\x02" + b"]" * 10**7 + b".", "millions of values"
+    yield "deep", b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "holds a list"
+    raw = b"\x80\x02" + string(bytes(10**6)) + b"q\x000"  # a megabyte, named again and again
+    array = array2(np.zeros(0, "u1"), (10**6,)).replace(b"U\x00tb", b"h\x00tb")
+    many = b"".join(string(str(k).encode()) + array for k in range(2000))
+    yield "copies", raw + b"}(" + many + b"u.", "its arrays take more memory"
+    encode = name("_codecs", "encode") + b"h\x00U\x06latin1\x86R"
+    yield "encoded", raw + b"](" + encode * 2000 + b"e.", "much more memory than the file"
+    yield "safetensors header", header({"a": entry([4], 0, 16)}, length=LARGE), "header too large"
+    yield "safetensors tensor", header({"a": entry([LARGE], 0, 4 * LARGE)}), "not fully covered"
+    yield "zeros", bytes(10**6), "it begins with zeros"
+
+
+RUN = """
+import resource, sys
+from pathlib import Path
+from nlzoo.weights.read import read_checkpoint
+read_checkpoint(sys.argv[1])
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limit = pages * resource.getpagesize() + 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for path in sys.argv[2:]:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        answer = f"a dictionary of {len(read_checkpoint(path))}"
+    except ValueError as error:
+        answer = str(error)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    sys.stdout.write(f"{grown // 1024} {answer}\\n")
+"""
+BOMBS = {bomb: (data, words) for bomb, data, words in bombs()}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What reading each bomb says, after the megabytes that it took, with 1 GiB to take."""
+    folder = tmp_path_factory.mktemp("bombs")
+    paths = [written(folder, data, bomb) for bomb, (data, _) in BOMBS.items()]
+    first = written(folder, saved({"a": torch.ones(3)}))
+    command = [sys.executable, "-c", RUN, first, *paths]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(zip(BOMBS, out.splitlines(), strict=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits memory as Linux does")
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_memory_is_bounded(answers: dict[str, str], bomb: str) -> None:
+    grown, answer = answers[bomb].split(" ", 1)
+    assert BOMBS[bomb][1] in answer
+    assert int(grown) < 200
