@@ -168,6 +168,13 @@ def bombs() -> Iterator[tuple[str, bytes, str]]:
     yield "zip byte array", zipped(state(bytearray_ + big), one), "builtins.bytearray"
     yield "zip constructor", zipped(state(floats + big), one), "torch.FloatTensor"
     yield "other zip", zipped(b"", {"x": b""}).replace(b"data.pkl", b"word.xml"), "something else"
+    yield "two of a name", zipped(state(tensor(1, 1)), {**one, "DATA/0": b""}), "have one name"
+    whole, far = saved({}), struct.pack("<QQ", 2**25, 4)
+    yield "another list", whole[:-50] + far[:8] + whole[-42:], "list of entries is ambiguous"
+    yield "list elsewhere", whole[:-34] + far[8:] + whole[-26:], "list of entries is ambiguous"
+    yield "list not at the end", zipped(b"")[:-22] + b"x" + zipped(b"")[-22:], "is missing"
+    end = struct.pack("<4s8sLLH", b"PK\x05\x06", bytes(8), 2**25, 4, 0)
+    yield "long list", b"PK\x03\x04" + bytes(2**25) + end, "too many entries"
     stored = struct.pack("<q", 1) + bytes(4)
 
     def before(count: int, shape: int, stride: int = 1, view: bytes = b"N") -> bytes:
@@ -192,7 +199,7 @@ def bombs() -> Iterator[tuple[str, bytes, str]]:
     for code in (b"\x8d", b"\x8e"):  # text, bytes
         claim = b"\x80\x04" + code + struct.pack("<Q", LARGE) + b"N."
         yield f"length {code!r}", claim, DAMAGED
-    yield "byte array", b"\x80\x05\x96" + struct.pack("<Q", LARGE) + b".", DAMAGED
+    yield "byte array", b"\x80\x05\x96" + struct.pack("<Q", 2**29) + b".", DAMAGED
     yield "memo", protocol2(b"}r" + struct.pack("<I", 2**32 - 1)), "a dictionary of 0"
     yield "lists", b"\x80\x02" + b"]" * 10**7 + b".", "millions of values"
     yield "deep", b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "holds a list"
