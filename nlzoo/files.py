@@ -1,9 +1,14 @@
-"""Text files as people have them; files that appear whole or not at all."""
+"""Text files as people have them; files that appear whole or not at all; the cache folder."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Where nlzoo keeps what it makes or fetches: $NLZOO_CACHE, or ~/.cache/nlzoo."""
+    return Path(os.environ.get("NLZOO_CACHE") or "~/.cache/nlzoo").expanduser()
 
 
 def read_text(path: str | Path) -> str:

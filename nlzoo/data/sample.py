@@ -7,7 +7,6 @@ shorter than the gap, says anything about the class.
 """
 
 import csv
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,16 +15,12 @@ import numpy as np
 import torch
 
 from nlzoo.data.decode import write_video
+from nlzoo.files import cache_folder
 
 CLASSES = ("both same", "centre changes", "rim changes", "both change")
 FRAMES, SIDE, EVENT, CENTRE = 32, 32, 16, 8  # frames, pixels
 RIMS = np.array([(1, 0.1, 0.1), (0.1, 1, 0.1)])  # red, green
 CENTRES = np.array([(1, 1, 0.1), (1, 0.1, 1)])  # yellow, magenta
-
-
-def cache_folder() -> Path:
-    """Where nlzoo keeps what it makes or fetches: $NLZOO_CACHE, or ~/.cache/nlzoo."""
-    return Path(os.environ.get("NLZOO_CACHE") or "~/.cache/nlzoo").expanduser()
 
 
 def draw_clip(label: int, rng: np.random.Generator) -> np.ndarray:
