@@ -1,5 +1,6 @@
 """Names of networks: `create_model`, `list_models`, `load_model`."""
 
+import json
 import warnings
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -8,15 +9,18 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 from torch import nn
 
+from nlzoo.files import whole_file
 from nlzoo.image import image_model
 from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.slowfast import SlowFast
+from nlzoo.version import __version__
 from nlzoo.video import VideoResNet
 from nlzoo.weights.load import WeightFile, load_into, read_weights
 from nlzoo.weights.zoo import Entry, fetch_entry, find, like, read_zoo
@@ -126,7 +130,7 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
 
 
 def load_model(path: str | Path) -> VideoResNet:
-    """The network of a checkpoint of `nlzoo.fit`: architecture, weights and preprocessing.
+    """The network of a checkpoint of `nlzoo.fit`, or of a file of `save_model`.
 
     Args:
         path: the checkpoint.
@@ -144,6 +148,26 @@ def load_model(path: str | Path) -> VideoResNet:
             f"{path} says nothing about its model; use create_model(NAME, pretrained=PATH)"
         )
     return _build(weights.spec["model"]["name"], None, None, None, {}, weights).eval()
+
+
+def save_model(model: VideoResNet, path: str | Path) -> None:
+    """Write the weights, with all that `load_model` needs to build the network again.
+
+    Args:
+        model: of `create_model`.
+        path: NAME.safetensors; it appears whole.
+
+    Raises:
+        ValueError: another suffix.
+        OSError: it cannot be written.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"{path}: give NAME.safetensors")
+    spec = {"version": __version__, "model": model.spec}
+    spec["preprocessing"] = model.preprocessing.to_dict()
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    with whole_file(path) as part:
+        safetensors.torch.save_file(state, part, {"nlzoo": json.dumps(spec)})
 
 
 def _published(name: str, pretrained: bool | str | Path, named: Entry | None) -> Entry | None:
@@ -182,7 +206,9 @@ def _build(
         inflate(model, weights)
     _insert(model, name, non_local)
     if isinstance(weights, WeightFile):
-        load_into(model, weights.headless() if entry and entry.gives == "trunk" else weights)
+        of_row = entry is not None and entry.model == name
+        trunk = entry is not None and entry.gives == "trunk"
+        load_into(model, weights.headless() if trunk else weights, fresh_blocks=not of_row)
     model.spec = {"name": name, "arch": arch, "non_local": non_local}
     return model
 
@@ -201,10 +227,14 @@ def _trained(name: str, weights: WeightFile | nn.Module | None, entry: Entry | N
     if file and file.spec:
         model, saved = file.spec["model"], Preprocessing.from_dict(file.spec["preprocessing"])
         return Trained(model["arch"] or {}, model["non_local"], saved, file.num_classes)
-    if file and file.dialect and not entry and (entry := like(name, file.dialect)):
-        warnings.warn(
-            f"{file.path} is read as {entry.name}: its settings are not in it", stacklevel=4
+    if file and file.dialect and entry and not _speaks(file.dialect, entry.dialect):
+        raise ValueError(
+            f"{file.path} has tensors as {file.dialect} names them, and {entry.name} is of "
+            f"{entry.dialect}, with other strides or scales: give create_model({name!r}, ...)"
         )
+    if file and file.seen and not entry:
+        entry = like(name, file.dialect, file.seen)
+        warnings.warn(f"{file.path} is read as {entry.name}, which it is like", stacklevel=4)
     seen = file.seen.arch if file and file.seen else {}
     classes = file.num_classes if file else None
     if entry is None:
@@ -214,8 +244,14 @@ def _trained(name: str, weights: WeightFile | nn.Module | None, entry: Entry | N
     pre = entry.preprocessing()
     if len(pre.classes) != classes:
         pre = replace(pre, classes=())
-    non_local = entry.non_local if entry.model == name else None
-    return Trained(entry.arch | seen, non_local, pre, classes)
+    blocks = {k: v for k, v in entry.non_local.items() if k != "places" or entry.model == name}
+    return Trained(entry.arch | seen, blocks, pre, classes)
+
+
+def _speaks(dialect: str, other: str) -> bool:
+    """Whether networks of both are the same: PySlowFast has names of its own for Caffe2's."""
+    twins = ({"caffe2", "slowfast"}, {"tushar", "patykov"})
+    return dialect == other or {dialect, other} in twins
 
 
 def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[str]:

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import warnings
 from argparse import Action
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
     `NLZOO_DEBUG=1` shows the traceback.
     """
+    warnings.formatwarning = lambda message, *_: f"nlzoo: {message}\n"
     try:
         main(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:

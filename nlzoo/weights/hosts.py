@@ -109,7 +109,6 @@ _PYTORCHVIDEO = (
     ),
     (r"blocks\.\d\.proj\.(?P<t>\w+)", "head.proj.{t}"),
 )
-# the first one whose names hold all of a file's is its dialect
 HOSTS = {
     "caffe2": HostDialect(
         _CAFFE2,
@@ -168,17 +167,22 @@ HOSTS = {
 
 
 def recognise_host(names: Iterable[str]) -> str | None:
-    """The first dialect of `HOSTS` that has all of these names and is a network, or None."""
+    """The dialect that knows most of these names, or None for fewer than half.
+
+    Names that it does not know are then `rename_host`'s to refuse.
+    """
     names = list(names)
-    for dialect, host in HOSTS.items():
-        known = [pattern for pattern, _ in host.names]
-        own = re.compile("|".join(f"(?:{_unnamed(p)})" for p in (*known, host.block)))
-        rest = re.compile(f"(?:{host.dropped})|(?:{host.aliases})|(?:{host.headless})")
-        if not any(_rename(name, host, {}) == "stem.conv.weight" for name in names):
-            continue
-        if all(own.fullmatch(name) or rest.fullmatch(name) for name in names):
-            return dialect
-    return None
+    known = {dialect: len(names) - len(unknown_names(names, dialect)) for dialect in HOSTS}
+    best = max(known, key=lambda dialect: known[dialect])
+    return best if 2 * known[best] > len(names) else None
+
+
+def unknown_names(names: Iterable[str], dialect: str) -> list[str]:
+    """Those that no network of a dialect has."""
+    host = HOSTS[dialect]
+    patterns = (host.block, host.dropped, host.aliases, host.headless, *dict(host.names))
+    union = re.compile("|".join(f"(?:{_unnamed(pattern)})" for pattern in patterns))
+    return [name for name in names if not union.fullmatch(name)]
 
 
 def rename_host(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ class WeightFile:
     spec: dict[str, Any] = field(default_factory=dict)  # a checkpoint's "nlzoo" entry
     dialect: str = ""  # of another implementation, a key of `HOSTS`
     seen: Architecture | None = None  # of which the tensors speak
+    names: dict[str, str] = field(default_factory=dict)  # ours, and what the file calls them
 
     @property
     def num_classes(self) -> int | None:
@@ -64,45 +65,55 @@ def read_weights(path: str | Path) -> WeightFile:
         own = rename_host(state, dialect)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    theirs = {id(tensor): name for name, tensor in state.items()}
+    names = {name: theirs[id(tensor)] for name, tensor in own.items() if id(tensor) in theirs}
     shifted = any(SHIFTED.fullmatch(name) for name in state)
-    return WeightFile(path, own, dialect=dialect, seen=read_architecture(own, shifted))
+    return WeightFile(path, own, dialect=dialect, seen=read_architecture(own, shifted), names=names)
 
 
-def load_into(model: nn.Module, weights: WeightFile) -> None:
+def load_into(model: nn.Module, weights: WeightFile, fresh_blocks: bool = True) -> None:
     """Load every weight, strictly.
 
-    A classifier of another class count stays freshly initialised, and blocks that a file without
-    any does not know stay as they are; both with a warning.
+    A classifier that the file has not, or of another class count, stays freshly initialised, and
+    so do blocks where the file has none; both with a warning.
 
     Args:
-        model: with a classifier `head.proj`.
+        model: with a classifier `head.proj`, or without.
         weights: of the same architecture.
+        fresh_blocks: False: blocks that the file has not are an error.
 
     Raises:
         ValueError: names or shapes differ, see `check_fits`.
     """
     state, own = dict(weights.state), model.state_dict()
     wanted = dict(own)
-    head = own.get(HEAD + "weight")
+    head, there = own.get(HEAD + "weight"), any(HEAD in k for k in state)
     if head is None:
         state = _without(state, HEAD)
-    elif weights.num_classes != head.shape[0]:
+    elif not there or weights.num_classes not in (None, head.shape[0]):
         warnings.warn(f"{weights.path}: the classifier starts fresh", stacklevel=2)
         state, wanted = _without(state, HEAD), _without(wanted, HEAD)
-    if not any(BLOCK in k for k in state) and any(BLOCK in k for k in wanted):
+    missing = any(BLOCK in k for k in wanted) and not any(BLOCK in k for k in state)
+    if missing and fresh_blocks:
         warnings.warn(f"{weights.path} has no non-local blocks: they start fresh", stacklevel=2)
         wanted = _without(wanted, BLOCK)
-    check_fits(state, wanted, weights.path)
+    check_fits(state, wanted, weights.path, weights.names)
     model.load_state_dict(state, strict=False)
 
 
-def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path) -> None:
+def check_fits(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    path: str | Path,
+    names: Mapping[str, str] | None = None,
+) -> None:
     """Compare the names and shapes of a file's weights with those of a model.
 
     Args:
         state: of the file.
         own: of the model. Its counters `num_batches_tracked` may be missing in the file.
         path: named in the error.
+        names: what the file calls them, where it is not the same.
 
     Raises:
         ValueError: they differ; lists the first three with both shapes.
@@ -112,7 +123,8 @@ def check_fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str
         file = tuple(state[k].shape) if k in state else "missing"
         model = tuple(own[k].shape) if k in own else "unknown"
         if file != model and not (file == "missing" and k.endswith("num_batches_tracked")):
-            wrong.append(f"{k}: file {file}, model {model}")
+            called = f" ({names[k]})" if names and k in names else ""
+            wrong.append(f"{k}{called}: file {file}, model {model}")
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{path} is of another architecture: {'; '.join(wrong[:3])}{more}")

@@ -40,6 +40,7 @@ class Architecture:
     num_classes: int  # 0: no classifier
     arch: dict[str, Any]
     normed: bool  # blocks have a norm
+    embedded: bool  # and theta and phi
 
     @property
     def name(self) -> str:
@@ -97,8 +98,11 @@ def read_architecture(state: Mapping[str, Tensor], shifted: bool = False) -> Arc
         arch["lateral"] = state["lateral.0.conv.weight"].shape[2]
     head = state.get("head.proj.weight")
     places = places_in(state)
-    normed = any(k.endswith("non_local.norm.weight") for k in state)
-    return Architecture(kind, depth, places, 0 if head is None else len(head), arch, normed)
+    normed, embedded = (
+        any(k.endswith(f"non_local.{part}.weight") for k in state) for part in ("norm", "theta")
+    )
+    classes = 0 if head is None else len(head)
+    return Architecture(kind, depth, places, classes, arch, normed, embedded)
 
 
 def _fits(kind: Kind, blocks: list[int], state: Mapping[str, Tensor]) -> bool:

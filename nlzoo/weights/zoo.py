@@ -14,6 +14,7 @@ import yaml
 from nlzoo.names import nearest
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.weights.download import fetch
+from nlzoo.weights.recognise import Architecture
 
 OPTIONS = ("arch", "non_local")
 COMMERCIAL = ("Apache", "MIT", "BSD")
@@ -152,10 +153,22 @@ def fetch_entry(entry: Entry) -> Path:
     return fetch(entry.url, entry.file, digest=entry.hash)
 
 
-def like(model: str, dialect: str) -> Entry | None:
-    """The first row of a model in a dialect: how a file of these names is read by default."""
+def like(model: str, dialect: str, seen: Architecture) -> Entry:
+    """The row of a dialect that is nearest to a model, whose file is then read as that row's."""
+    kind = model.partition("_")[0]
+
+    def nearness(entry: Entry) -> tuple[bool, ...]:
+        return (
+            entry.model == model,
+            entry.model.startswith(f"{kind}_"),
+            ("_nl" in entry.model) == bool(seen.places),
+            ("norm" not in entry.non_local) == seen.normed,
+            (entry.non_local.get("form") != "gaussian") == seen.embedded,
+            int(entry.classes) == seen.num_classes,
+        )
+
     rows = (e for e in read_zoo().values() if e.gives == "whole" and e.dialect == dialect)
-    return next((e for e in rows if e.model == model), None)
+    return max(rows, key=nearness)
 
 
 def _three(numbers: str) -> tuple[float, ...]:

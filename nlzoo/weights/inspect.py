@@ -1,0 +1,145 @@
+"""What a file of weights is, from its tensors alone: whose names, which network, which blocks."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nlzoo.models import MODELS, PLACES
+from nlzoo.weights.blocks import DIALECTS, rename_block
+from nlzoo.weights.hosts import recognise_host, rename_host, unknown_names
+from nlzoo.weights.read import read_checkpoint, read_metadata
+from nlzoo.weights.recognise import (
+    SHIFTED,
+    Architecture,
+    flatten,
+    read_architecture,
+    recognise_block,
+)
+from nlzoo.weights.zoo import read_zoo
+
+SPOKEN_BY = {  # where the name of the dialect does not say it
+    "caffe2": "video-nonlocal-net, video-long-term-feature-banks, slowfast-caffe2",
+    "slowfast": "PySlowFast",
+    "gluoncv": "gluoncv_torch",
+    "tushar": "tushar-n; patykov's baselines have the same",
+    "patykov": "patykov's OnlineAction",
+    "alexhex7": "blocks of mit_tsm have the same names",
+    "mmcv": "mmaction2, mmsegmentation, mmdetection",
+}
+MOST = 8  # listed
+
+
+def inspect(path: str | Path) -> dict[str, str]:
+    """What there is to say about a file, by topic.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read, see `read_checkpoint`.
+    """
+    raw = read_checkpoint(path)
+    state = flatten(raw)
+    size = sum(tensor.numel() for tensor in state.values())
+    found = {"file": f"{path}, {Path(path).stat().st_size / 1e6:.1f} MB"}
+    found["tensors"] = f"{len(state)}, {size / 1e6:.3f} M values"
+    own = raw.get("nlzoo") or read_metadata(path).get("nlzoo")
+    if own or any(name.startswith("res2.") for name in state):
+        return found | {"dialect": "nlzoo"} | _network(state, "nlzoo", False, [])
+    if dialect := recognise_host(state):
+        strange = unknown_names(state, dialect)
+        known = {name: tensor for name, tensor in state.items() if name not in strange}
+        found |= {"dialect": _spoken(dialect)}
+        shifted = any(SHIFTED.fullmatch(name) for name in state)
+        try:
+            renamed = rename_host(known, dialect)
+        except ValueError as error:
+            return found | {"does not fit": str(error)}
+        return found | _network(renamed, dialect, shifted, strange)
+    if blocks := dict(_blocks(state)):
+        if alone := blocks.pop("", None):
+            return found | alone
+        return found | {
+            f"block at {prefix}": f"{block['architecture']}; {block['dialect']}"
+            for prefix, block in blocks.items()
+        }
+    return found | {"dialect": f"unknown; names: {', '.join(list(state)[:MOST])}"}
+
+
+def _spoken(dialect: str) -> str:
+    return f"{dialect} ({SPOKEN_BY[dialect]})" if dialect in SPOKEN_BY else dialect
+
+
+def _network(
+    state: Mapping[str, Tensor], dialect: str, shifted: bool, strange: list[str]
+) -> dict[str, str]:
+    seen = read_architecture(state, shifted)
+    if seen is None:
+        return {"architecture": "none of nlzoo's: other depths or temporal kernels"}
+    model = _name(seen)
+    found = {"architecture": f"{model or seen.name}{_arch(seen)}"}
+    if seen.places:
+        forms = "embedded Gaussian or dot product" if seen.embedded else "Gaussian"
+        norm = "with a norm" if seen.normed else "without a norm"
+        found["blocks"] = f"{seen.places}; {forms}, {norm}"
+    found["classes"] = str(seen.num_classes) if seen.num_classes else "no classifier"
+    rows = [e.name for e in read_zoo().values() if e.dialect == dialect and _may_be(e, seen, model)]
+    if rows:
+        found["may be"] = ", ".join(rows[:MOST]) + (", ..." if rows[MOST:] else "")
+    if strange:
+        found["does not fit"] = f"unknown names: {', '.join(strange[:MOST])}"
+    return found
+
+
+def _arch(seen: Architecture) -> str:
+    return "".join(f", {key} {value}" for key, value in seen.arch.items())
+
+
+def _name(seen: Architecture) -> str:
+    """The model's name; empty where its blocks are elsewhere."""
+    if not seen.places:
+        return seen.name
+    return next((n for n in MODELS if PLACES[n] == seen.places and n.startswith(seen.name)), "")
+
+
+def _may_be(entry: Any, seen: Architecture, model: str) -> bool:
+    base = entry.model.partition("_nl")[0]
+    if base != seen.name and (base, seen.name) != ("tsn_r50", "c2d_r50"):
+        return False
+    places = entry.non_local.get("places", PLACES[entry.model])
+    normed = "norm" not in entry.non_local or not places
+    return (
+        places == seen.places
+        and (normed == seen.normed or not places)
+        and entry.num_classes in (0, seen.num_classes)
+        and ((entry.non_local.get("form") != "gaussian") == seen.embedded or not places)
+    )
+
+
+def _blocks(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Blocks anywhere in a file: the prefix of each, and what it is."""
+    by_prefix: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            prefix = "".join(f"{part}." for part in parts[:depth])
+            by_prefix.setdefault(prefix, {})[name.removeprefix(prefix)] = tensor
+    for prefix, block in by_prefix.items():
+        if "ba.conv_p.weight" in block:
+            named = "BatNonLocalAttn, a bilinear attentional transform: another operator"
+            yield prefix, {"dialect": "timm", "architecture": named}
+        elif dialect := recognise_block(block):
+            yield prefix, _block(block, dialect)
+
+
+def _block(block: Mapping[str, Tensor], dialect: str) -> dict[str, str]:
+    own = rename_block(block, DIALECTS[dialect])
+    inner, channels = own["g.weight"].shape[:2]
+    dims = own["g.weight"].ndim - 2
+    if "w_f" in own:
+        form = "concatenation"
+    else:
+        form = "embedded Gaussian or dot product" if "theta.weight" in own else "Gaussian"
+    norm = "with a norm" if "norm.weight" in own else "without a norm"
+    text = f"a {dims}D block, {channels} channels, {inner} inside, {form}, {norm}"
+    return {"dialect": _spoken(dialect), "architecture": text}

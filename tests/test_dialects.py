@@ -1,0 +1,193 @@
+"""Whole networks of other implementations, in files as their own code writes them."""
+
+import csv
+import os
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from spoken import WRITERS, speak
+
+import nlzoo
+from nlzoo.blocks import NonLocalBlock
+from nlzoo.weights.hosts import recognise_host, rename_host
+from nlzoo.weights.recognise import SHIFTED, flatten, read_architecture
+from nlzoo.weights.zoo import read_zoo
+
+SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
+KEYS = sorted((SHARED / "reference" / "architectures").glob("*.csv"))
+BUILDABLE = [entry for entry in read_zoo().values() if entry.model]
+# figures that are not of the network in the file
+OTHER_HEAD = "tsm_r50.k400_1x1x8_mmaction2"  # 23.87 M is that of 174 classes
+ROWS = {  # one row a dialect, and each that has something of its own
+    "caffe2": "i3d_r50_nl5.k400_32x2_official",
+    "affine": "i3d_r50_nl5.k400_32x4_official",
+    "charades": "i3d_r50_nl5.charades_32x4_lfb",
+    "caffe2 two pathways": "slowfast_r50.k400_8x8_pyslowfast",
+    "slowfast": "slow_r50_nl5.k400_4x16_pyslowfast",
+    "two pathways": "slowfast_r50_nl5.k400_8x8_pyslowfast",
+    "pytorchvideo": "i3d_r50.k400_8x8_pytorchvideo",
+    "pytorchvideo slow": "slow_r50.k400_8x8_pysf",
+    "mmaction2": "i3d_r50_nl5.k400_32x2_mmaction2_dot",
+    "mmaction2 tsm": "tsm_r50_nl5.k400_1x1x8_mmaction2_gaussian",
+    "mmaction2 slow": "slow_r50_nl5.k400_4x16_mmaction2",
+    "gluoncv": "i3d_r50_nl5.k400_32x2_gluoncv",
+    "mit_tsm": "tsm_r50_nl5.k400_8x8_mit",
+    "mmaction01": "i3d_r50_nl5.k400_32x2_mmaction01",
+    "tushar": "i3d_r50_nl5.k400_32x2_tushar",
+    "patykov": "i3d_r50_nl5.k400_8x8_patykov",
+}
+
+
+def trained(name, **options):
+    """A narrow network of a row, with blocks that do something."""
+    torch.manual_seed(0)
+    model = nlzoo.create_model(name, width=16, num_classes=7, **options)
+    for parameter in model.parameters():
+        if parameter.ndim < 2:
+            torch.nn.init.normal_(parameter, 0.1, 0.05)  # a dot product is cubic
+    for buffer_name, buffer in model.named_buffers():
+        if "running_var" in buffer_name and not affine(name):
+            buffer.uniform_(0.5, 1.5)
+        elif "running_mean" in buffer_name and not affine(name):
+            buffer.normal_()
+        elif affine(name) and "running_var" in buffer_name:
+            buffer.fill_(1 - 1e-5)
+    if name.startswith(("i3d_r50_nl5.k400_32x2_mmaction2", "slow_r50_nl5.k400_4x16_mmaction2")):
+        clear_biases(model)
+    if name.startswith("tsm_r50_nl5.k400_1x1x8_mmaction2"):
+        clear_biases(model)
+    return model.eval()
+
+
+def clear_biases(model):
+    """mmcv has no bias where a norm follows."""
+    for block in model.modules():
+        if isinstance(block, NonLocalBlock):
+            torch.nn.init.zeros_(block.out.bias)
+
+
+def affine(name):
+    return "_lfb" in name or name.endswith("32x4_official")
+
+
+def spoken(name, model):
+    entry = read_zoo()[name]
+    raw = speak(entry.dialect, model.state_dict(), shifted=entry.model.startswith("tsm"))
+    if affine(name):
+        raw["blobs"] = {k: v for k, v in raw["blobs"].items() if not re.search("_(rm|riv)$", k)}
+    return raw
+
+
+def file_of(name, tmp_path, change=lambda state: None):
+    """The model and a file of its tensors in the names of the row's dialect."""
+    model = trained(name)
+    raw = spoken(name, model)
+    inner = next((raw[k] for k in ("blobs", "model_state", "state_dict") if k in raw), raw)
+    change(inner)
+    path = tmp_path / "theirs.pth"
+    torch.save(raw, path)
+    return model, path
+
+
+@pytest.mark.parametrize("name", ROWS.values(), ids=ROWS)
+def test_files_in_other_names_give_the_same_logits(name, tmp_path):
+    model, path = file_of(name, tmp_path)
+    loaded = nlzoo.create_model(name, pretrained=path, width=16).eval()
+    clip = torch.randn(1, 3, 8, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(clip), model(clip))
+    assert loaded.num_classes == 7
+    with pytest.warns(UserWarning, match=f"is read as {name.partition('.')[0]}"):
+        nlzoo.create_model(name.partition(".")[0], pretrained=path, width=16)
+
+
+FAULTS = {
+    "dropped": lambda state, key: state.pop(key),
+    "renamed": lambda state, key: state.update({f"{key}s": state.pop(key)}),
+    "misshapen": lambda state, key: state.update({key: state[key][:-1]}),
+    "extra": lambda state, key: state.update({f"{key}_more": state[key]}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ROWS.values(), ids=ROWS)
+def test_wrong_tensors_are_refused_by_name(name, fault, tmp_path):
+    changed = []
+
+    def change(state):
+        tensors = ((k, v) for k, v in state.items() if isinstance(v, torch.Tensor))
+        changed.extend(k for k, v in tensors if v.ndim == 5 and v.shape[-1] == 7)
+        FAULTS[fault](state, changed[0])
+
+    _, path = file_of(name, tmp_path, change)
+    stem = changed[0].removeprefix("module.").removeprefix("model.")
+    called = {"dropped": "stem.conv.weight: file missing", "extra": f"{stem}_more"}
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        nlzoo.create_model(name, pretrained=path, width=16)
+    assert called.get(fault, stem) in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", BUILDABLE, ids=lambda entry: entry.name)
+def test_every_row_reads_its_own_names(entry):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nlzoo.create_model(entry.name)
+    raw = speak(entry.dialect, model.state_dict(), shifted=entry.model.startswith("tsm"))
+    state = flatten(raw)
+    dialect = recognise_host(state)
+    assert {dialect, entry.dialect} in ({entry.dialect}, {"tushar", "patykov"})
+    own = rename_host(state, dialect)
+    assert {k: v.shape for k, v in own.items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
+    seen = read_architecture(own, any(SHIFTED.fullmatch(name) for name in state))
+    assert entry.model.startswith(
+        seen.name.replace("c2d", "tsn" if "tsn" in entry.model else "c2d")
+    )
+    if entry.params_M and not entry.name.startswith(OTHER_HEAD + "0"[:0]):
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        digits = len(entry.params_M.partition(".")[2])
+        assert round(millions, digits) == pytest.approx(
+            float(entry.params_M), abs=1.01 * 10**-digits
+        )
+
+
+@pytest.mark.skipif(not KEYS, reason="no key lists")
+@pytest.mark.parametrize("path", KEYS, ids=lambda path: path.stem)
+def test_published_key_lists_are_read_whole(path):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    shapes = {row["key"]: row["shape"] for row in csv.DictReader(lines)}
+    state = {
+        key: torch.empty(
+            [int(n) for n in shape.split("x")] if shape[:1].isdigit() else [], device="meta"
+        )
+        for key, shape in shapes.items()
+    }
+    dialect = recognise_host(state)
+    own = rename_host(state, dialect)
+    seen = read_architecture(own, any(SHIFTED.fullmatch(name) for name in state))
+    blocks = {"places": seen.places, "subsample": None, "form": "gaussian"} if seen.places else None
+    if blocks and any("theta" in key for key in own):
+        blocks["form"] = "embedded_gaussian"
+    if blocks and not seen.normed:
+        blocks["norm"] = None
+    with torch.device("meta"):
+        model = nlzoo.create_model(
+            seen.name, num_classes=seen.num_classes, non_local=blocks, **seen.arch
+        )
+    assert {k: v.shape for k, v in own.items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
+
+
+def test_all_dialects_are_written_here():
+    assert {entry.dialect for entry in BUILDABLE} == set(WRITERS)
+
+
+def test_a_file_of_another_dialect_is_no_row_s(tmp_path):
+    _, path = file_of("i3d_r50_nl5.k400_32x2_mmaction2_dot", tmp_path)
+    with pytest.raises(ValueError, match="mmaction2 names them"):
+        nlzoo.create_model("i3d_r50_nl5.k400_32x2_official", pretrained=path, width=16)
