@@ -46,6 +46,7 @@ PLACES = {
     "r50_nl5": of("res3", 1, 3) + of("res4", 1, 3, 5),
     "r50_nl10": of("res3", *range(4)) + of("res4", *range(6)),
     "r101_nl1": of("res4", 21),
+    "r101_nl3": of("res4", 6, 13, 20),  # SlowFast
     "r101_nl5": of("res3", 1, 3) + of("res4", 6, 13, 20),
     "r101_nl10": of("res3", *range(4)) + of("res4", 3, 6, 10, 13, 17, 20),
 }
@@ -56,7 +57,8 @@ def test_names() -> None:
     counts = ["", "_nl1", "_nl5", "_nl10"]
     wanted = {f"{b}_{d}{n}" for b in backbones for d in ("r18", "r50", "r101") for n in counts}
     wanted |= {f"i3d333_{d}{n}" for d in ("r50", "r101") for n in counts}
-    wanted |= {"tsm_r50", "tsm_r50_nl5"}
+    wanted |= {"tsn_r50", "tsm_r50", "tsm_r50_nl5"}
+    wanted |= {"slowfast_r50", "slowfast_r50_nl5", "slowfast_r101", "slowfast_r101_nl3"}
     assert set(list_models()) == wanted == set(MODELS)
     assert list_models() == sorted(list_models())
 

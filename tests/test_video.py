@@ -16,7 +16,7 @@ from nlzoo.inflate import inflate
 from nlzoo.models import create_model
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.video import VideoResNet
-from nlzoo.weights.pytorchvideo import rename
+from nlzoo.weights.hosts import rename_host
 
 SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -164,7 +164,7 @@ def test_equals_pytorchvideo_hub(name):
     spec = json.loads(path.read_text())
     state = {e[0]: golden_tensor(*e[:3], spec["kernel_gain"]) for e in spec["state_dict"]}
     model = create_model(name, geometry="hub").eval()
-    model.load_state_dict(rename(state))
+    model.load_state_dict(rename_host(state, "pytorchvideo"))
     rng = np.random.RandomState(spec["input"]["seed"])
     clip = torch.tensor(rng.standard_normal(spec["input"]["shape"]).astype(np.float32))
     with torch.no_grad():

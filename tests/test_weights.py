@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nlzoo.weights.pytorchvideo import recognise, rename
 from torch import Tensor
 
 from nlzoo.models import create_model
 from nlzoo.video import VideoResNet
+from nlzoo.weights.hosts import recognise_host, rename_host
 from nlzoo.weights.load import WeightFile, check_fits, load_into, read_weights
 from nlzoo.weights.read import read_checkpoint
 
@@ -55,7 +55,7 @@ def test_reads_both_formats(tmp_path: Path, suffix: str) -> None:
     assert same(read_checkpoint(path), state)
     weights = read_weights(str(path))
     assert same(weights.state, state)
-    assert (weights.path, weights.num_classes, weights.spec, weights.arch) == (path, 5, {}, {})
+    assert (weights.path, weights.num_classes, weights.spec, weights.dialect) == (path, 5, {}, "")
 
 
 @pytest.mark.parametrize("prefix", ["model.", "model._orig_mod.", "_orig_mod.", ""])
@@ -67,7 +67,7 @@ def test_wrappers_are_taken_off(tmp_path: Path, prefix: str, key: str | None) ->
     path = saved(tmp_path, {key: named, "nlzoo": spec, "step": 9} if key else named)
     weights = read_weights(path)
     assert same(weights.state, state)
-    assert weights.arch == ({"width": 4} if key else {})
+    assert weights.spec == (spec if key else {})
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -243,12 +243,14 @@ def test_hub_names(pool: bool) -> None:
     def numbered(name: str) -> str:
         return re.sub(r"\d+", lambda m: str(int(m[0]) - (int(m[0]) > 2)), name, count=1)
 
-    state = {(k if pool else numbered(k)): torch.tensor(i) for i, k in enumerate(HUB_NAMES)}
-    assert recognise(state)
-    assert {k: int(v) for k, v in rename(state).items()} == {
-        name: i for i, name in enumerate(HUB_NAMES.values())
+    state = {
+        (k if pool else numbered(k)): torch.ones(2, 1, 1, 1, 1) * i for i, k in enumerate(HUB_NAMES)
     }
-    assert not recognise(tiny().state_dict())
+    assert recognise_host(state) == "pytorchvideo"
+    renamed = rename_host(state, "pytorchvideo")
+    found = {k: int(v.flatten()[0]) for k, v in renamed.items() if k in HUB_NAMES.values()}
+    assert found == {name: i for i, name in enumerate(HUB_NAMES.values())}
+    assert recognise_host(tiny().state_dict()) is None
 
 
 @pytest.mark.parametrize("name", ["c2d_r50", "i3d_r50", "slow_r50"])
@@ -261,8 +263,7 @@ def test_hub_file(tmp_path: Path, name: str) -> None:
     theirs = {k: torch.zeros(()).expand(v.shape) for k, v in theirs.items()}
     weights = read_weights(saved(tmp_path, {"model_state": theirs}))
     assert isinstance(weights, WeightFile)
-    assert weights.arch == {"geometry": "hub"}
-    assert weights.num_classes == 400
+    assert (weights.dialect, weights.num_classes) == ("pytorchvideo", 400)
     with torch.device("meta"):
-        ours = create_model(name, **weights.arch)
+        ours = create_model(name)
     check_fits(weights.state, ours.state_dict(), weights.path)

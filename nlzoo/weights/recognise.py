@@ -91,11 +91,7 @@ def read_architecture(state: Mapping[str, Tensor], shifted: bool = False) -> Arc
     kind = next(fitting, None)
     if kind is None:
         return None
-    arch: dict[str, Any] = {}
-    if (width := state["stem.conv.weight"].shape[0]) != 64:
-        arch["width"] = width
-    if two:
-        arch["lateral"] = state["lateral.0.conv.weight"].shape[2]
+    arch = {"lateral": state["lateral.0.conv.weight"].shape[2]} if two else {}
     head = state.get("head.proj.weight")
     places = places_in(state)
     normed, embedded = (

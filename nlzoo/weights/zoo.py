@@ -13,7 +13,6 @@ import yaml
 
 from nlzoo.names import nearest
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.weights.download import fetch
 from nlzoo.weights.recognise import Architecture
 
 OPTIONS = ("arch", "non_local")
@@ -146,6 +145,8 @@ def fetch_entry(entry: Entry) -> Path:
         FileNotFoundError: no source has it.
         OSError: the connection or the disk failed.
     """
+    from nlzoo.weights.download import fetch  # brings requests and rich
+
     if not entry.url:
         raise ValueError(f"{entry.name} has no file to download: {entry.reason or entry.note}")
     if not entry.is_commercial:
