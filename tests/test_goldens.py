@@ -2,17 +2,19 @@
 
 import json
 import os
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import BatNonLocalAttn
 
 from nlzoo import NonLocalBlock
-from nlzoo.program import run
+from nlzoo.program import run as run_program
 from nlzoo.weights import __main__ as program
 from nlzoo.weights.blocks import DIALECTS, load_block
-from nlzoo.weights.golden import LIMIT, make_input, make_state, read_golden, relative_error
-from nlzoo.weights.verify import _network, verify
+from nlzoo.weights.golden import LIMIT, read_golden, relative_error
+from nlzoo.weights.verify import build, run, verify
 
 SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
 GOLDENS = SHARED / "goldens"
@@ -32,54 +34,116 @@ def test_golden_outputs_are_reproduced(name):
     assert verify(read_golden(GOLDENS / name)) <= LIMIT
 
 
-# what a golden would not show if it were forgotten
-MISTAKES = {
-    "alexhex7_block3d_embedded_gaussian.json": [
-        {"subsample_first": True},
-        {"subsample": None},
-        {"scale": 16**-0.5},
-        {"form": "dot_product"},
-    ],
-    "alexhex7_block3d_dot_product.json": [{"form": "embedded_gaussian"}, {"subsample": None}],
-    "alexhex7_block3d_concatenation.json": [{"subsample_first": True}, {"subsample": None}],
-    "alexhex7_block3d_gaussian.json": [{"subsample": None}],
-    "mmcv_nonlocal3d_gaussian_sub_bn.json": [{"subsample": None}],
-    "timm_block_nonlocal_attn.json": [{"scale": 8**-0.5}, {"scale": 1.0}],
-    "fair_pytorchvideo_nonlocal_softmax_pool.json": [
-        {"subsample": None},
-        {"subsample": (1, 2, 2), "scale": 1.0},
-        {"subsample": (1, 2, 2), "subsample_first": False},
-    ],
+# -- the mistakes that golden files list, made on purpose --------------------------------------
+
+
+def each(change):
+    """Change every block."""
+
+    def mistake(network, blocks):
+        for block in blocks:
+            change(block)
+
+    return mistake
+
+
+def drop(*which):
+    """Blocks that add nothing; all of them by default."""
+
+    def mistake(network, blocks):
+        for i in which or range(len(blocks)):
+            blocks[i].forward = lambda x: x
+
+    return mistake
+
+
+def swap(block):
+    """theta and phi; in timm's block their weights."""
+    block.theta, block.phi = block.phi, block.theta
+
+
+def without_relu(block):
+    block._pairwise = lambda a, b, g: (a + b.mT) @ g / b.shape[1]
+
+
+def set_scale(value):
+    return each(lambda block: setattr(block, "scale", value(block)))
+
+
+def toggle_scale(block):
+    block.scale = block.inner**-0.5 if block.scale == 1 else 1.0
+
+
+def pool1(*padding):
+    def mistake(network, blocks):
+        stem(network).pool.padding = padding
+
+    return mistake
+
+
+def as_sparse(network, blocks):
+    """The stem of the other builder: no stride in time."""
+    stem(network).conv.stride = (1, 2, 2)
+    stem(network).pool.kernel_size, stem(network).pool.stride = (1, 3, 3), (1, 2, 2)
+
+
+def without_dilation(network, blocks):
+    for module in network.res5.modules():
+        if getattr(module, "dilation", None) == (1, 2, 2):
+            module.dilation, module.padding = (1, 1, 1), (0, 1, 1)
+
+
+def stem(network):
+    return next(module.stem for module in network.modules() if hasattr(module, "stem"))
+
+
+NO_POOL = each(lambda block: setattr(block, "subsample", (1,) * block.dims))
+OTHER_ORDER = each(lambda block: setattr(block, "subsample_first", not block.subsample_first))
+EFFECTS = {
+    "drop_block": drop(),
+    "drop_all_blocks": drop(),
+    "drop_nonlocal": drop(),
+    **{f"drop_block_{i}": drop(i) for i in range(5)},
+    "swap_theta_phi": each(swap),
+    "swap_t_p": each(swap),
+    "no_relu": each(without_relu),
+    "no_subsample": NO_POOL,
+    "no_subsampling": NO_POOL,
+    "pool_before_conv": OTHER_ORDER,
+    "pool_after_phi_g": OTHER_ORDER,
+    "add_scale": each(toggle_scale),
+    "toggle_scale": each(toggle_scale),
+    "remove_scale": set_scale(lambda block: 1.0),
+    "no_scale": set_scale(lambda block: 1.0),
+    "no_logit_scale": set_scale(lambda block: 1.0),
+    "scale_by_inner_width": set_scale(lambda block: block.inner**-0.5),
+    "no_temporal_groups": each(lambda block: setattr(block, "groups", None)),
+    "pool1_pad_0": pool1(0, 0, 0),
+    "pool1_pad_1": pool1(0, 1, 1),
+    "stem_stride_1_pool1_k1": as_sparse,
+    "res5_no_dilation": without_dilation,
 }
 
 
+def effects(path):
+    golden = read_golden(path)
+    return {**golden.get("effects", {}), **golden.get("sensitivity_relative_l2", {})}
+
+
 @needs_goldens
-@pytest.mark.parametrize(
-    ("name", "wrong"), [(name, wrong) for name, all_ in MISTAKES.items() for wrong in all_]
-)
-def test_mistakes_are_seen(name, wrong):
+@pytest.mark.parametrize("name", [by_size(name) for name in NAMES if effects(GOLDENS / name)])
+def test_mistakes_have_the_effects_that_a_golden_lists(name):
     golden = read_golden(GOLDENS / name)
-    x = make_input(golden)
-    dialect = golden["dialect"].removesuffix("-block")
-    block = load_block(make_state(golden), dialect, x.ndim - 2, **wrong)
-    with torch.no_grad():
-        assert relative_error(golden, block(x)) > 1e3 * LIMIT
-
-
-@needs_goldens
-def test_mistakes_in_a_host_are_seen():
-    """pool1 without its pads; attention over all frames in place of groups of four."""
-    golden = read_golden(GOLDENS / "slowfast_slow_nln_4x16_r50_dotproduct.json")
-    state, x = make_state(golden), make_input(golden)
-    facts = {"form": "dot_product", "subsample": 2}
-    model = _network("slowfast", "slow_r50", state, facts, geometry="8x8")
-    with torch.no_grad():
-        found = relative_error(golden, model(x))
-    assert found == pytest.approx(golden["effects"]["pool1_pad_0"], rel=0.02)
-    golden = read_golden(GOLDENS / "official_i3d_nl5_r50_32x4_affine.json")
-    golden["config"]["nonlocal_temporal_group"] = None
-    wanted = golden["effects"]["no_temporal_groups"]
-    assert verify(golden) == pytest.approx(wanted, rel=0.02)
+    network = build(golden)
+    right = run(network, golden)
+    for effect, size in effects(GOLDENS / name).items():
+        wrong = deepcopy(network)
+        kinds = (NonLocalBlock, BatNonLocalAttn)
+        EFFECTS[effect](wrong, [m for m in wrong.modules() if isinstance(m, kinds)])
+        output = run(wrong, golden)
+        assert relative_error(golden, output) > LIMIT, effect
+        found = float((output - right).norm() / right.norm())
+        assert found == pytest.approx(size, rel=0.05), effect
 
 
 @needs_goldens
@@ -277,7 +341,7 @@ def test_files_that_are_no_goldens(tmp_path, capsys, text, message):
     if text is not None:
         path.write_text(text)
     with pytest.raises(SystemExit) as exit_:
-        run(program.main, ["verify", str(path)])
+        run_program(program.main, ["verify", str(path)])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert message in error

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from nlzoo.blocks import NonLocalBlock
-from nlzoo.geometry import GEOMETRIES
+from nlzoo.geometry import DEPTHS, GEOMETRIES
 from nlzoo.models import create_model
+from nlzoo.names import check_choice
 from nlzoo.video import VideoResNet
 from nlzoo.weights.blocks import load_block
 from nlzoo.weights.golden import make_input, make_state, relative_error
@@ -38,13 +39,20 @@ def verify(golden: dict[str, Any]) -> float:
     Raises:
         ValueError: a dialect or configuration that cannot be built, tensors that do not fit.
     """
-    if golden["dialect"] not in BUILDERS:
-        there = ", ".join(BUILDERS)
-        raise ValueError(f"no network of dialect {golden['dialect']!r} yet; there are {there}")
-    x, state = make_input(golden), make_state(golden)
-    network = BUILDERS[golden["dialect"]](golden["config"], state, x)
+    return relative_error(golden, run(build(golden), golden))
+
+
+def build(golden: dict[str, Any]) -> nn.Module:
+    """The golden file's network or block with its tensors, for its input; raises as `verify`."""
+    check_choice("dialect", golden["dialect"], BUILDERS)
+    return BUILDERS[golden["dialect"]](golden["config"], make_state(golden), make_input(golden))
+
+
+def run(network: nn.Module, golden: dict[str, Any]) -> Tensor:
+    """Its output for the golden file's input."""
     with torch.no_grad():
-        return relative_error(golden, network(x))
+        output: Tensor = network(make_input(golden))
+    return output
 
 
 def form_of(text: str) -> str:
@@ -113,35 +121,36 @@ def _network(
     classes = own["head.proj.weight"].shape[0]
     options = {"places": places_in(own), **non_local} if places_in(own) else None
     arch = {**(seen.arch if seen else {}), **arch}
-    model = create_model(name, num_classes=classes, non_local=options, **arch)
+    model: Any = create_model(name, num_classes=classes, non_local=options, **arch)
     check_fits(own, model.state_dict(), f"the file ({dialect})")
     model.load_state_dict(own)
     return model.eval()
 
 
 def _fair(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    """video-nonlocal-net: `resnet_video_org` has a stride of 2 in conv1, `resnet_video` of 1.
-
-    Long-term feature banks have its names, padded pools and a dilated res5.
-    """
-    geometry = "32x2" if config["arch"] == "resnet_video_org" else "8x8"
-    if config["res5_stride"] == 1:
-        geometry = "lfb" if config["res5_dilation"] == 2 else "lfb_plain"
-    shown = GEOMETRIES[geometry]
-    told = list(config["pool1_pad"]), config["res5_stride"]
-    if told != (list(shown.pool1.padding), 2 if shown.res5 == "strided" else 1):
-        raise ValueError(f"no geometry has pool1_pad and res5_stride of {told}")
+    """video-nonlocal-net, and long-term feature banks, which have its names."""
+    time_stride = 2 if config["arch"] == "resnet_video_org" else 1
+    res5 = "strided" if config["res5_stride"] == 2 else "plain"
+    res5 = "dilated" if config["res5_dilation"] == 2 else res5
+    told = time_stride, tuple(config["pool1_pad"]), res5
+    for geometry in ("32x2", "8x8", "slowfast", "lfb", "lfb_plain"):
+        shown = GEOMETRIES[geometry]
+        if (shown.time_stride, shown.pool1.padding, shown.res5) == told:
+            break
+    else:
+        raise ValueError(f"no geometry has a stride in time, pads of pool1 and res5 of {told}")
     non_local: dict[str, Any] = {"subsample": 2 if config["nonlocal_subsample"] else None}
-    if config["nonlocal_form"]:
-        words = config["nonlocal_form"]
+    if words := config["nonlocal_form"]:
         non_local["form"] = "dot_product" if words.startswith("dot") else "embedded_gaussian"
+        if re.search(r"no scale|unscaled|not scaled|without", words):
+            non_local["scale"] = 1.0
         if not config["nonlocal_norm"]:
             non_local["norm"] = None
+        if config["nonlocal_temporal_group"]:  # of 4 frames, in res3 only
+            frames = x.shape[2] // (8 if time_stride == 2 else 2)
+            non_local["res3"] = {"groups": frames // 4}
     name = f"{config['kind']}_r{config['depth']}"
-    if config["nonlocal_temporal_group"] and non_local.get("form"):  # of 4 frames, in res3 only
-        frames = x.shape[2] // (8 if geometry == "32x2" else 2)
-        non_local["res3"] = {"groups": frames // 4}
-    return _network("caffe2", name, state, non_local, geometry=geometry)
+    return _network("caffe2", name, state, non_local, geometry=geometry, head="map")
 
 
 def _slowfast(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
@@ -179,13 +188,18 @@ def _pytorchvideo(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -
 
 
 def _tushar(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    """Tushar-N and patykov: the geometries of video-nonlocal-net, averaged over the whole map."""
-    dialect = "patykov" if any("nonlocal_block" in k for k in state) else "tushar"
+    return _port("tushar", "32x2", state)
+
+
+def _patykov(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
+    return _port("patykov", "32x2" if config["frames"] == 32 else "8x8", state)
+
+
+def _port(dialect: str, geometry: str, state: dict[str, Tensor]) -> nn.Module:
+    """video-nonlocal-net's, averaged over the whole map."""
     depth = 101 if any(k.startswith("layer3.22.") for k in state) else 50
-    geometry = "32x2" if config["frames"] == 32 else "8x8"
-    model = _network(dialect, f"i3d_r{depth}", state, {"subsample": 2}, geometry=geometry)
-    model.head.average = "map"
-    return model
+    facts = {"subsample": 2}
+    return _network(dialect, f"i3d_r{depth}", state, facts, geometry=geometry, head="map")
 
 
 def _mmaction2(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
@@ -205,34 +219,37 @@ def _gluoncv(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.
 def _inflated(
     dialect: str, config: dict[str, Any], state: dict[str, Tensor], facts: dict[str, Any]
 ) -> nn.Module:
+    depth = next(int(n) for n in re.findall(r"\d+", config["host"]) if int(n) in DEPTHS)
     if "num_segments" in config:
-        return _shifted(dialect, state, facts)
+        if config.get("shift_div", 8) != 8:
+            raise ValueError(f"shift_div {config['shift_div']}: networks here shift an eighth")
+        model = _network(dialect, f"tsm_r{depth}", state, facts)
+        return nn.Sequential(Frames(config["num_segments"]), model)
     slow = config["pool2"] is None
-    depth = int(re.findall(r"\d+$", config["host"].split(" (")[0])[0])
     geometry = "slowfast" if slow else "mmaction"
-    model = _network(
-        dialect, f"{'slow' if slow else 'i3d'}_r{depth}", state, facts, geometry=geometry
-    )
-    model.head.average = "map"
-    return model
+    shown, stem, pool1 = GEOMETRIES[geometry], config["stem"], config["pool1"]
+    told = stem["stride"][0], pool1["kernel"], pool1["stride"], pool1["padding"]
+    if told != (shown.time_stride, *map(list, shown.pool1)):
+        raise ValueError(f"no geometry has a stem's stride and a pool1 of {told}")
+    name = f"{'slow' if slow else 'i3d'}_r{depth}"
+    return _network(dialect, name, state, facts, geometry=geometry, head="map")
 
 
 def _mit_tsm(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    return _shifted("mit_tsm", state, {"scale": 1.0, "subsample": 2, "subsample_first": False})
-
-
-def _shifted(dialect: str, state: dict[str, Tensor], facts: dict[str, Any]) -> nn.Module:
-    """Frames (B, T, 3, H, W), or (B T, 3, H, W) of eight segments each, to clips."""
-    model = _network(dialect, "tsm_r50", state, facts)
-    return nn.Sequential(Frames(), model)
+    facts = {"scale": 1.0, "subsample": 2, "subsample_first": False}
+    return _inflated("mit_tsm", {"num_segments": 8, **config}, state, facts)
 
 
 class Frames(nn.Module):
-    """(B, T, 3, H, W) or (B 8, 3, H, W) -> (B, 3, T, H, W)."""
+    """(B, T, 3, H, W), or (B segments, 3, H, W), -> (B, 3, T, H, W)."""
+
+    def __init__(self, segments: int) -> None:
+        super().__init__()
+        self.segments = segments
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4:
-            x = x.unflatten(0, (-1, 8))
+            x = x.unflatten(0, (-1, self.segments))
         return x.transpose(1, 2)
 
 
@@ -244,7 +261,7 @@ BUILDERS = {
     "slowfast-caffe2": _slowfast,
     "pytorchvideo": _pytorchvideo,
     "tushar-n": _tushar,
-    "patykov": _tushar,
+    "patykov": _patykov,
     "mmaction2": _mmaction2,
     "gluoncv_torch": _gluoncv,
     "mmcv": _mmcv,
