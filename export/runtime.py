@@ -63,6 +63,8 @@ class Runner:
         kinds = RUNTIMES.get(suffix, RUNTIMES[""])
         self.runtime = runtime or kinds[0]
         check_choice("runtime", self.runtime, kinds)
+        if threads < 0:
+            raise ValueError(f"threads is {threads}: give 1 or more, or 0 for the runtime's own")
         self._session: Session
         self.profiles: Sequence[tuple[tuple[int, ...], tuple[int, ...]]] = ()
         if suffix == ".onnx":

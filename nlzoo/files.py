@@ -30,13 +30,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     The temporary name has the suffix of `path`, for writers that choose their format by it.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        part.touch()  # what cannot be written is known before the work
         yield part
         part.replace(path)
     except OSError as error:
-        if error.errno and error.filename is None:  # such as a full disk
+        if error.errno and error.filename in (None, str(part)):  # such as a full disk
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:

@@ -84,10 +84,11 @@ def parse_options(
 
 
 def numbers(option: str, text: str, separator: str = ",") -> list[int]:
-    """`1,2,3` as numbers; a ValueError that names the option where it is something else."""
+    """`1,2,3` as numbers from 1; a ValueError that names the option where it is something else."""
     parts = [part.strip() for part in text.split(separator) if part]
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--{option} {text!r}: expected numbers, as in {separator.join('123')}")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        example = separator.join("123")
+        raise ValueError(f"--{option} {text!r}: expected numbers from 1, as in {example}")
     return [int(part) for part in parts]
 
 

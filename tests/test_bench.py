@@ -218,7 +218,7 @@ def test_program_refuses_in_one_line(files, tmp_path, capsys, wish, message):
         (("bench", "m.onnx", "--output", "m.onnx"), "called NAME.json"),
         (("report", "a.json", "--output", "a.json"), "called NAME.html"),
         (("quantize", "m.onnx", "--data", "d", "--output", "./m.onnx"), "is what is read"),
-        (("bench", "m.onnx", "--batch", "0", "--output", "a.json"), "--batch: give sizes"),
+        (("bench", "m.onnx", "--batch", "0", "--output", "a.json"), "expected numbers from 1"),
     ],
 )
 def test_nothing_that_is_read_is_overwritten(argv, message):

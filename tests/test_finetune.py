@@ -98,7 +98,7 @@ def test_any_other_mismatch_is_an_error(mirror, tmp_path):
 
 
 def test_what_is_not_there(mirror, monkeypatch):
-    with pytest.raises(ValueError, match="weights .*_offical.; did you"):
+    with pytest.raises(ValueError, match=r"weights .*_offical.; did you"):
         create_model("i3d_r50.k400_32x2_offical")
     with pytest.raises(ValueError, match="no published weights for i3d333_r50"):
         create_model("i3d333_r50", pretrained=True)
