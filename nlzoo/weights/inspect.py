@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from nlzoo.weights.recognise import (
     read_architecture,
     recognise_block,
 )
-from nlzoo.weights.zoo import read_zoo
+from nlzoo.weights.zoo import Entry, read_zoo
 
 SPOKEN_BY = {  # where the name of the dialect does not say it
     "caffe2": "video-nonlocal-net, video-long-term-feature-banks, slowfast-caffe2",
@@ -76,16 +75,17 @@ def _network(
     seen = read_architecture(state, shifted)
     if seen is None:
         return {"architecture": "none of nlzoo's: other depths or temporal kernels"}
-    model = _name(seen)
-    found = {"architecture": f"{model or seen.name}{_arch(seen)}"}
+    rows = [e for e in read_zoo().values() if e.dialect == dialect and _may_be(e, seen)]
+    model = _name(seen) or (rows[0].model if rows else seen.name)
+    found = {"architecture": f"{model}{_arch(seen)}"}
     if seen.places:
         forms = "embedded Gaussian or dot product" if seen.embedded else "Gaussian"
         norm = "with a norm" if seen.normed else "without a norm"
         found["blocks"] = f"{seen.places}; {forms}, {norm}"
     found["classes"] = str(seen.num_classes) if seen.num_classes else "no classifier"
-    rows = [e.name for e in read_zoo().values() if e.dialect == dialect and _may_be(e, seen, model)]
     if rows:
-        found["may be"] = ", ".join(rows[:MOST]) + (", ..." if rows[MOST:] else "")
+        names = [entry.name for entry in rows[:MOST]]
+        found["may be"] = ", ".join([*names, "..."] if rows[MOST:] else names)
     if strange:
         found["does not fit"] = f"unknown names: {', '.join(strange[:MOST])}"
     return found
@@ -102,7 +102,7 @@ def _name(seen: Architecture) -> str:
     return next((n for n in MODELS if PLACES[n] == seen.places and n.startswith(seen.name)), "")
 
 
-def _may_be(entry: Any, seen: Architecture, model: str) -> bool:
+def _may_be(entry: Entry, seen: Architecture) -> bool:
     base = entry.model.partition("_nl")[0]
     if base != seen.name and (base, seen.name) != ("tsn_r50", "c2d_r50"):
         return False
