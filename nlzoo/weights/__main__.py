@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Column, Table
 
+from nlzoo.names import nearest
 from nlzoo.program import make_parser, parse_options, run
 
 
@@ -41,11 +42,12 @@ def list_parser() -> ArgumentParser:
 
 def show_list(options: Namespace) -> None:
     """A line a row; all of it where there is one."""
-    from nlzoo.weights.zoo import search
+    from nlzoo.weights.zoo import read_zoo, search
 
     found = search(options.filter)
     if not found:
-        raise ValueError(f"no published weights are like {options.filter!r}")
+        near = nearest(options.filter, read_zoo())
+        raise ValueError(f"no published weights are like {options.filter!r}{near}")
     if options.json:
         sys.stdout.write(json.dumps([asdict(entry) for entry in found], indent=2) + "\n")
         return

@@ -132,7 +132,7 @@ def search(filter: str = "*") -> list[Entry]:
         for entry in read_zoo().values()
         if any(
             fnmatch(text.lower(), pattern.lower())
-            for text in (entry.name, entry.dataset, entry.dialect, entry.licence)
+            for text in (entry.name, entry.dataset, entry.labels, entry.dialect, entry.licence)
         )
     ]
 
@@ -150,22 +150,27 @@ def fetch_entry(entry: Entry) -> Path:
     if not entry.url:
         raise ValueError(f"{entry.name} has no file to download: {entry.reason or entry.note}")
     if not entry.is_commercial:
-        warnings.warn(f"{entry.name}: licence {entry.licence or 'unknown'}", stacklevel=3)
+        licence = f"{entry.licence}, not for commercial use" if entry.licence else "unknown"
+        warnings.warn(f"{entry.name}: licence {licence}", stacklevel=3)
     return fetch(entry.url, entry.file, digest=entry.hash)
 
 
 def like(model: str, dialect: str, seen: Architecture) -> Entry:
-    """The row of a dialect that is nearest to a model, whose file is then read as that row's."""
-    kind = model.partition("_")[0]
+    """The row of a dialect that is nearest to a model, whose file is then read as that row's.
+
+    The last resort is what most have: embedded Gaussian, with a norm.
+    """
+    kind, blocks = model.partition("_")[0], bool(seen.places)
 
     def nearness(entry: Entry) -> tuple[bool, ...]:
         return (
             entry.model == model,
             entry.model.startswith(f"{kind}_"),
-            ("_nl" in entry.model) == bool(seen.places),
-            ("norm" not in entry.non_local) == seen.normed,
-            (entry.non_local.get("form") != "gaussian") == seen.embedded,
+            ("_nl" in entry.model) == blocks,
+            not blocks or ("norm" not in entry.non_local) == seen.normed,
+            not blocks or (entry.non_local.get("form") != "gaussian") == seen.embedded,
             int(entry.classes) == seen.num_classes,
+            "form" not in entry.non_local and "norm" not in entry.non_local,
         )
 
     rows = (e for e in read_zoo().values() if e.gives == "whole" and e.dialect == dialect)
