@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from nlzoo.video import VideoResNet
+from nlzoo.network import Network
 
 
-def inflate(model: VideoResNet, image_model: nn.Module) -> VideoResNet:
+def inflate(model: Network, image_model: nn.Module) -> Network:
     """Copy the weights of a 2D ResNet, kernels repeated t times over time and divided by t.
 
     A video of one still image then gives the 2D network's features, away from the zero padding at
     the clip's ends (section 3.3). The classifier is copied if the class counts agree.
 
     Args:
-        model: of the same depth and width.
+        model: a `VideoResNet` of the same depth and width.
         image_model: a ResNet with timm's names (conv1, bn1, layer1..4, downsample, fc).
 
     Returns:

@@ -193,7 +193,8 @@ def _guess(model: nn.Module) -> Tensor:
     """An input without data, from the model's preprocessing, timm's record or the first layer."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     if pre := getattr(model, "preprocessing", None):
-        return torch.empty(1, 3, pre.frames, pre.crop, pre.crop, dtype=dtype, device="meta")
+        frames = (pre.frames,) if pre.frames else ()  # images have none
+        return torch.empty(1, 3, *frames, pre.crop, pre.crop, dtype=dtype, device="meta")
     if size := (getattr(model, "default_cfg", None) or {}).get("input_size"):
         return torch.empty(1, *size, dtype=dtype, device="meta")
     sizes = {nn.Conv3d: (8, 224, 224), nn.Conv2d: (224, 224), nn.Conv1d: (224,)}

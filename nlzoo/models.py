@@ -13,11 +13,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from nlzoo.cifar import CifarResNet
 from nlzoo.files import whole_file
 from nlzoo.image import image_model
 from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice
+from nlzoo.network import Network
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.slowfast import SlowFast
 from nlzoo.version import __version__
@@ -41,7 +43,7 @@ BLOCKS = {
     ("r101", "nl10"): "res3:0,1,2,3 res4:3,6,10,13,17,20",
 }
 
-BACKBONES: dict[str, partial[VideoResNet] | partial[SlowFast]] = {
+VIDEO: dict[str, partial[Any]] = {
     "c2d_r18": partial(VideoResNet, "c2d", 18),
     "c2d_r50": partial(VideoResNet, "c2d", 50),
     "c2d_r101": partial(VideoResNet, "c2d", 101),
@@ -57,11 +59,19 @@ BACKBONES: dict[str, partial[VideoResNet] | partial[SlowFast]] = {
     "slow_r50": partial(VideoResNet, "slow", 50, geometry="slowfast"),
     "slow_r101": partial(VideoResNet, "slow", 101, geometry="slowfast"),
     "tsm_r50": partial(VideoResNet, "tsm", 50, geometry="tsm"),
+    "tsm_r101": partial(VideoResNet, "tsm", 101, geometry="tsm"),
 }
+IMAGE: dict[str, partial[Any]] = {
+    "resnet20_cifar10": partial(CifarResNet, 20),
+    "resnet32_cifar10": partial(CifarResNet, 32),
+    "resnet44_cifar10": partial(CifarResNet, 44),
+    "resnet56_cifar10": partial(CifarResNet, 56),
+}
+BACKBONES = VIDEO | IMAGE
 
 PLACES = dict.fromkeys(BACKBONES, "") | {
     f"{name}_{count}": places
-    for name in BACKBONES
+    for name in VIDEO
     for (depth, count), places in BLOCKS.items()
     if name.endswith(f"_{depth}") and not name.startswith(("ts", "slowfast"))
 }
@@ -81,7 +91,7 @@ def create_model(
     non_local: str | dict[str, Any] | None = None,
     preprocessing: Preprocessing | None = None,
     **arch: Any,
-) -> VideoResNet:
+) -> Network:
     """Build a network by name, with its non-local blocks.
 
     Args:
@@ -91,17 +101,18 @@ def create_model(
             of another row; "timm/NAME" inflates that ResNet's ImageNet weights (downloaded); a
             path loads a checkpoint of `nlzoo.fit`, or a file of another implementation. What is
             not given below is as it was trained.
-        num_classes: by default those of the weights, or 400. Where the weights have another
-            number, the classifier starts fresh.
+        num_classes: by default those of the weights, or 400 (CIFAR: 10). Where the weights have
+            another number, the classifier starts fresh.
         non_local: places of the blocks in place of the name's own ("res3:1,3 res4:1,3,5"), or a
             dict with `places` (by default the name's) and arguments of `NonLocalBlock`; a stage's
             own are a dict under its name, {"res3": {"groups": 4}}.
         preprocessing: what the network will see; by default that of its weights or geometry.
-        **arch: geometry, width, dropout, zero_init_residual, head of `VideoResNet`.
+        **arch: geometry, width, dropout, zero_init_residual, head of `VideoResNet`; width of
+            `CifarResNet`.
 
     Returns:
-        The network in training mode, float32, weights in channels_last_3d; its `spec` (name, arch,
-        non_local) is all that is needed to build it again.
+        The network in training mode, float32, those for videos with weights in channels_last_3d;
+        its `spec` (name, arch, non_local) is all that is needed to build it again.
 
     Raises:
         ValueError: unknown name, argument or place (names the nearest); weights that do not fit,
@@ -112,11 +123,14 @@ def create_model(
     entry = find(name) if "." in name else None
     weights: WeightFile | nn.Module | None = None
     if str(pretrained).startswith("timm/"):
+        if name in IMAGE:
+            raise ValueError(f"timm has no weights for {name}; give a path")
         weights = image_model(str(pretrained).removeprefix("timm/"), pretrained=True)
     elif pretrained:
         published = _published(name, pretrained, entry)
         entry = published or entry
-        weights = read_weights(fetch_entry(published) if published else str(pretrained))
+        path = fetch_entry(published) if published else str(pretrained)
+        weights = read_weights(path, clips=name not in IMAGE)
     if entry and not entry.model:
         raise ValueError(f"{entry.name} cannot be built: {entry.reason}")
     model = entry.model if entry and entry.name == name else name
@@ -129,7 +143,7 @@ def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
     return sorted(n for n in (tagged if pretrained else MODELS) if fnmatch(n, filter))
 
 
-def load_model(path: str | Path) -> VideoResNet:
+def load_model(path: str | Path) -> Network:
     """The network of a checkpoint of `nlzoo.fit`, or of a file of `save_model`.
 
     Args:
@@ -142,7 +156,7 @@ def load_model(path: str | Path) -> VideoResNet:
         FileNotFoundError: no such file.
         ValueError: truncated, unsafe, not a checkpoint of `nlzoo.fit`, or weights that do not fit.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, clips=False)  # in no other names than ours
     if not weights.spec:
         raise ValueError(
             f"{path} says nothing about its model; use create_model(NAME, pretrained=PATH)"
@@ -150,7 +164,7 @@ def load_model(path: str | Path) -> VideoResNet:
     return _build(weights.spec["model"]["name"], None, None, None, {}, weights).eval()
 
 
-def save_model(model: VideoResNet, path: str | Path) -> None:
+def save_model(model: Network, path: str | Path) -> None:
     """Write the weights, with all that `load_model` needs to build the network again.
 
     Args:
@@ -189,26 +203,29 @@ def _build(
     arch: dict[str, Any],
     weights: WeightFile | nn.Module | None = None,
     entry: Entry | None = None,
-) -> VideoResNet:
+) -> Network:
     """The network; what is not given is as its weights were trained, or as published."""
     check_choice("model", name, MODELS)
     trained = _trained(name, weights, entry)
     arch = trained.arch | arch
     if non_local is None and trained.non_local and places_of(name, trained.non_local):
         non_local = trained.non_local
-    if num_classes is None:
-        num_classes = trained.num_classes
     preprocessing = preprocessing or trained.preprocessing
     _check_arch(name, arch)
-    classes = 400 if num_classes is None else num_classes
-    model = MODELS[name](num_classes=classes, preprocessing=preprocessing, **arch)
+    asked = {} if num_classes is None else {"num_classes": num_classes}
+    model: Network = MODELS[name](preprocessing=preprocessing, **asked, **arch)
+    if isinstance(weights, WeightFile) and entry and entry.gives == "trunk":
+        weights = weights.headless(model)
+    if not asked:
+        _set_classes(model, weights, trained.num_classes)
+    if len(model.preprocessing.classes) not in (0, model.num_classes):
+        model.preprocessing = replace(model.preprocessing, classes=())
     if isinstance(weights, nn.Module):
         inflate(model, weights)
     _insert(model, name, non_local)
     if isinstance(weights, WeightFile):
         of_row = entry is not None and entry.model == name
-        trunk = entry is not None and entry.gives == "trunk"
-        load_into(model, weights.headless() if trunk else weights, fresh_blocks=not of_row)
+        load_into(model, weights, fresh_blocks=not of_row)
     model.spec = {"name": name, "arch": arch, "non_local": non_local}
     return model
 
@@ -219,14 +236,14 @@ class Trained(NamedTuple):
     arch: dict[str, Any]
     non_local: str | dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
-    num_classes: int | None = None
+    num_classes: int | None = None  # of the row
 
 
 def _trained(name: str, weights: WeightFile | nn.Module | None, entry: Entry | None) -> Trained:
     file = weights if isinstance(weights, WeightFile) else None
     if file and file.spec:
         model, saved = file.spec["model"], Preprocessing.from_dict(file.spec["preprocessing"])
-        return Trained(model["arch"] or {}, model["non_local"], saved, file.num_classes)
+        return Trained(model["arch"] or {}, model["non_local"], saved)
     if file and file.dialect and entry and not _speaks(file.dialect, entry.dialect):
         raise ValueError(
             f"{file.path} has tensors as {file.dialect} names them, and {entry.name} is of "
@@ -236,16 +253,20 @@ def _trained(name: str, weights: WeightFile | nn.Module | None, entry: Entry | N
         entry = like(name, file.dialect, file.seen)
         warnings.warn(f"{file.path} is read as {entry.name}, which it is like", stacklevel=4)
     seen = file.seen.arch if file and file.seen else {}
-    classes = file.num_classes if file else None
     if entry is None:
-        return Trained(seen, num_classes=classes)
-    if classes is None or entry.gives == "trunk":
-        classes = entry.num_classes
-    pre = entry.preprocessing()
-    if len(pre.classes) != classes:
-        pre = replace(pre, classes=())
+        return Trained(seen)
     blocks = {k: v for k, v in entry.non_local.items() if k != "places" or entry.model == name}
-    return Trained(entry.arch | seen, blocks, pre, classes)
+    return Trained(entry.arch | seen, blocks, entry.preprocessing(), entry.num_classes)
+
+
+def _set_classes(
+    model: Network, weights: WeightFile | nn.Module | None, published: int | None
+) -> None:
+    """As many as the weights have, or else as published."""
+    found = weights.num_classes(model) if isinstance(weights, WeightFile) else None
+    classes = published if found is None else found
+    if classes not in (None, model.num_classes):
+        model.reset_classifier(classes)
 
 
 def _speaks(dialect: str, other: str) -> bool:
@@ -262,7 +283,7 @@ def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[s
     return places
 
 
-def _insert(model: VideoResNet, name: str, non_local: str | dict[str, Any] | None) -> None:
+def _insert(model: Network, name: str, non_local: str | dict[str, Any] | None) -> None:
     options = {} if isinstance(non_local, str) else dict(non_local or {})
     options.pop("places", None)
     places = places_of(name, non_local)
@@ -281,7 +302,8 @@ def _insert(model: VideoResNet, name: str, non_local: str | dict[str, Any] | Non
         here = [token for token in tokens if not stages or _stage_of(token) == stage]
         own = {**options, **stages.get(stage, {})}
         insert_non_local(model, " ".join(here) if isinstance(places, str) else here, **own)
-    model.to(memory_format=torch.channels_last_3d)
+    if isinstance(model, VideoResNet):
+        model.to(memory_format=torch.channels_last_3d)
 
 
 def _stage_of(place: str) -> str:
@@ -290,8 +312,8 @@ def _stage_of(place: str) -> str:
 
 
 def _check_arch(name: str, arch: dict[str, Any]) -> None:
-    own = signature(MODELS[name].func).parameters
-    parameters = {**signature(VideoResNet).parameters, **own}
+    build: Any = MODELS[name].func
+    parameters = {**signature(build.__base__).parameters, **signature(build).parameters}
     no_option = "kind", "depth", "args", "options", "num_classes", "preprocessing"
     known = {k: p.annotation for k, p in parameters.items() if k not in no_option}
     for key, value in arch.items():

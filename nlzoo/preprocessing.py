@@ -20,7 +20,7 @@ class Preprocessing:
 
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
-    frames: int = 32  # of one clip
+    frames: int = 32  # of one clip; 0: it sees images
     stride: int = 2  # frames from one to the next
     fps: float = 0.0  # of the video whose frames stride counts, resampled; 0: as it is
     crop: int = 224  # side of a training crop, pixels

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nlzoo.convs import fast_convs_, keep_size_, shift_
 from nlzoo.geometry import DEPTHS, GEOMETRIES, HEADS, KINDS, Geometry, Kind, Size
 from nlzoo.names import check_choice, nearest
-from nlzoo.preprocessing import Normalize, Preprocessing
+from nlzoo.network import Network
+from nlzoo.preprocessing import Preprocessing
 
 with warnings.catch_warnings():  # of torch.jit, which pytorchvideo's dependencies still use
     warnings.simplefilter("ignore", FutureWarning)
@@ -70,14 +71,12 @@ class Head(nn.Module):
         return (scores.logsumexp(1) - log(logits.shape[1])).to(logits.dtype)
 
 
-class VideoResNet(nn.Module):
+class VideoResNet(Network):
     """A residual network for clips: stem, res2, pool2, res3, res4, res5, head.
 
-    `preprocessing` says what input it expects, `num_classes` how wide its output is and
-    `num_features` how wide its last map is. Residual block 1 of res3 is the submodule `res3.1`.
+    Residual block 1 of res3 is the submodule `res3.1`.
     """
 
-    spec: dict[str, Any]  # how `create_model` built it
     stem: nn.Module
     res2: nn.Module
     pool2: nn.Module
@@ -113,14 +112,10 @@ class VideoResNet(nn.Module):
         Raises:
             ValueError: unknown kind, depth, geometry or head.
         """
-        super().__init__()
         shape = _pick(GEOMETRIES, geometry, "geometry")
         if head:
             check_choice("head", head, HEADS)
-        self.preprocessing = preprocessing or Preprocessing(
-            frames=shape.frames, stride=shape.stride
-        )
-        self.normalize = Normalize(self.preprocessing.mean, self.preprocessing.std)
+        super().__init__(preprocessing or Preprocessing(frames=shape.frames, stride=shape.stride))
         self.num_features = self._build(kind, depth, shape, width)
         self.head = Head(dropout, head or shape.head)
         _init(self, zero_init_residual)
@@ -130,15 +125,6 @@ class VideoResNet(nn.Module):
     def _build(self, kind: str, depth: int, shape: Geometry, width: int) -> int:
         """Make the trunk; returns its channels."""
         return build_pathway(self, kind, depth, shape, width)
-
-    @property
-    def device(self) -> torch.device:
-        """Of its parameters."""
-        return next(self.parameters()).device
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """Clip (B, 3, T, H, W), uint8 0..255 or normalised float -> (B, K), see `forward_head`."""
-        return self.forward_head(self.forward_features(clip))
 
     def forward_features(self, clip: Tensor) -> Tensor:
         """Clip (B, 3, T, H, W) -> res5's map (B, C, T / 8, H / 32, W / 32) (32x2 geometry)."""
@@ -161,21 +147,6 @@ class VideoResNet(nn.Module):
         if pre_logits or not self.num_classes:
             return x.mean((2, 3, 4))
         return self.head(x)
-
-    def get_classifier(self) -> nn.Module:
-        """The projection."""
-        return self.head.proj
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Start a fresh projection to `num_classes`; 0 removes it."""
-        self.num_classes = num_classes
-        self.head.proj = nn.Identity()
-        if num_classes:
-            like = next(self.stem.parameters())
-            proj = nn.Linear(self.num_features, num_classes, device=like.device, dtype=like.dtype)
-            nn.init.normal_(proj.weight, std=0.01)
-            nn.init.zeros_(proj.bias)
-            self.head.proj = proj
 
 
 def build_pathway(

@@ -68,11 +68,13 @@ def score_video(
 
     Raises:
         UnreadableVideo: no frame can be read.
-        ValueError: a number below 1, or of crops that is not 1 or 3.
+        ValueError: a number below 1, or of crops that is not 1 or 3; a network for images.
     """
     if clips < 1:
         raise ValueError(f"clips = {clips}: expected 1 or more")
     pre = model.preprocessing
+    if not pre.frames:
+        raise ValueError("the network sees images: give one for videos")
     transform = EvalTransform(pre.test_size, pre.test_crop, crops)
     views = EvalClips([video], [0], pre.frames, pre.stride, pre.fps, transform, clips)
     total, damage = torch.zeros((), dtype=torch.float64), ""

@@ -15,10 +15,10 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 # A module imports from layers before its own, and from its own package.
 LAYERS = [
     {"version", "files", "names", "preprocessing", "geometry"},
-    {"ops", "convs", "program"},
+    {"ops", "convs", "program", "network"},
     {"blocks"},
     {"insert", "weights"},
-    {"video", "image", "detection"},
+    {"video", "image", "cifar", "detection"},
     {"inflate", "slowfast"},
     {"models"},
     {"explain"},
@@ -31,7 +31,7 @@ LAYERS = [
 # Narrower than their layer.
 ONLY = {
     "data": {"files", "names", "preprocessing", "program"},
-    "weights": {"blocks", "files", "names", "version", "geometry", "preprocessing"},
+    "weights": {"blocks", "files", "names", "network", "version", "geometry", "preprocessing"},
     "image": {"names", "preprocessing", "blocks", "insert"},
     "program": {"names"},
     "run": {"files", "program", "version"},

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from nlzoo.models import MODELS, PLACES
+from nlzoo.models import IMAGE, MODELS, PLACES, create_model
 from nlzoo.weights.blocks import DIALECTS, rename_block
 from nlzoo.weights.hosts import recognise_host, rename_host, unknown_names
+from nlzoo.weights.load import BLOCK, head_of
 from nlzoo.weights.read import read_checkpoint, read_metadata
 from nlzoo.weights.recognise import (
     SHIFTED,
@@ -42,6 +44,8 @@ def inspect(path: str | Path) -> dict[str, str]:
     size = sum(tensor.numel() for tensor in state.values())
     found = {"file": f"{path}, {Path(path).stat().st_size / 1e6:.1f} MB"}
     found["tensors"] = f"{len(state)}, {size / 1e6:.3f} M values"
+    if image := _image_network(state):
+        return found | image
     own = raw.get("nlzoo") or read_metadata(path).get("nlzoo")
     if own or any(name.startswith("res2.") for name in state):
         return found | {"dialect": "nlzoo"} | _network(state, "nlzoo", False, [])
@@ -63,6 +67,19 @@ def inspect(path: str | Path) -> dict[str, str]:
             for prefix, block in blocks.items()
         }
     return found | {"dialect": f"unknown; names: {', '.join(list(state)[:MOST])}"}
+
+
+def _image_network(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The one that has just these tensors, if there is one."""
+    names = {name for name in state if BLOCK not in name}
+    for model in IMAGE:
+        with torch.device("meta"):
+            network = create_model(model)
+        own, head = dict(network.named_parameters()), head_of(network) + "weight"
+        if own.keys() <= names <= network.state_dict().keys():
+            classes = str(len(state[head]))
+            return {"dialect": "nlzoo", "architecture": model, "classes": classes}
+    return {}
 
 
 def _spoken(dialect: str) -> str:

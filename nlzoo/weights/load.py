@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from nlzoo.network import Network
 from nlzoo.weights.hosts import recognise_host, rename_host
+from nlzoo.weights.lite import rename_lite
 from nlzoo.weights.read import read_checkpoint, read_metadata, warn_not_finite
 from nlzoo.weights.recognise import SHIFTED, Architecture, flatten, read_architecture
 
-HEAD = "head.proj."
 BLOCK = ".non_local."
 
 
@@ -28,22 +29,28 @@ class WeightFile:
     seen: Architecture | None = None  # of which the tensors speak
     names: dict[str, str] = field(default_factory=dict)  # ours, and what the file calls them
 
-    @property
-    def num_classes(self) -> int | None:
-        """Rows of the classifier, if the file has one."""
-        head = self.state.get(HEAD + "weight")
-        return None if head is None else head.shape[0]
+    def num_classes(self, model: Network) -> int | None:
+        """Rows of a model's classifier, if the file has it."""
+        weight = self.state.get(head_of(model) + "weight")
+        return None if weight is None else weight.shape[0]
 
-    def headless(self) -> "WeightFile":
-        """Without the classifier."""
-        return replace(self, state=_without(self.state, HEAD))
+    def headless(self, model: Network) -> "WeightFile":
+        """Without the model's classifier."""
+        return replace(self, state=_without(self.state, head_of(model)))
 
 
-def read_weights(path: str | Path) -> WeightFile:
+def head_of(model: Network) -> str:
+    """What the names of the classifier's tensors begin with: `head.proj.`"""
+    classifier = model.get_classifier()
+    return next(f"{name}." for name, module in model.named_modules() if module is classifier)
+
+
+def read_weights(path: str | Path, clips: bool = True) -> WeightFile:
     """Read a checkpoint of `nlzoo.fit`, weights under this zoo's names, or another's network.
 
     Args:
         path: .safetensors, what `torch.save` wrote, or a Caffe2 pickle.
+        clips: of a video network. Image networks have their own names, or EfficientNet-Lite's.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,27 +65,27 @@ def read_weights(path: str | Path) -> WeightFile:
     spec = raw.get("nlzoo") or json.loads(read_metadata(path).get("nlzoo", "{}"))
     if isinstance(spec, dict) and {"model", "preprocessing"} <= spec.keys():
         return WeightFile(path, state, spec)
-    dialect = recognise_host(state)
-    if dialect is None:
-        return WeightFile(path, state)
+    dialect = recognise_host(state) if clips else None
     try:
-        own = rename_host(state, dialect)
+        own = rename_host(state, dialect) if dialect else rename_lite(state)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     theirs = {id(tensor): name for name, tensor in state.items()}
     names = {name: theirs[id(tensor)] for name, tensor in own.items() if id(tensor) in theirs}
+    if dialect is None:
+        return WeightFile(path, own, names=names)
     shifted = any(SHIFTED.fullmatch(name) for name in state)
     return WeightFile(path, own, dialect=dialect, seen=read_architecture(own, shifted), names=names)
 
 
-def load_into(model: nn.Module, weights: WeightFile, fresh_blocks: bool = True) -> None:
+def load_into(model: Network, weights: WeightFile, fresh_blocks: bool = True) -> None:
     """Load every weight, strictly.
 
     A classifier that the file has not, or of another class count, stays freshly initialised, and
     so do blocks where the file has none; both with a warning.
 
     Args:
-        model: with a classifier `head.proj`, or without.
+        model: with a classifier, or without.
         weights: of the same architecture.
         fresh_blocks: False: blocks that the file has not are an error.
 
@@ -87,16 +94,17 @@ def load_into(model: nn.Module, weights: WeightFile, fresh_blocks: bool = True) 
     """
     state, own = dict(weights.state), model.state_dict()
     wanted = dict(own)
-    head, there = own.get(HEAD + "weight"), any(HEAD in k for k in state)
-    if head is None:
-        state = _without(state, HEAD)
-    elif not there or weights.num_classes not in (None, head.shape[0]):
+    head, classes = head_of(model), weights.num_classes(model)
+    there = any(k.startswith(head) for k in state)
+    if not model.num_classes:
+        state = _without(state, head)
+    elif not there or classes not in (None, model.num_classes):
         warnings.warn(f"{weights.path}: the classifier starts fresh", stacklevel=2)
-        state, wanted = _without(state, HEAD), _without(wanted, HEAD)
+        state, wanted = _without(state, head), _without(wanted, head)
     missing = any(BLOCK in k for k in wanted) and not any(BLOCK in k for k in state)
     if missing and fresh_blocks:
         warnings.warn(f"{weights.path} has no non-local blocks: they start fresh", stacklevel=2)
-        wanted = _without(wanted, BLOCK)
+        wanted = {k: v for k, v in wanted.items() if BLOCK not in k}
     check_fits(state, wanted, weights.path, weights.names)
     model.load_state_dict(state, strict=False)
 
@@ -123,12 +131,12 @@ def check_fits(
         file = tuple(state[k].shape) if k in state else "missing"
         model = tuple(own[k].shape) if k in own else "unknown"
         if file != model and not (file == "missing" and k.endswith("num_batches_tracked")):
-            called = f" ({names[k]})" if names and k in names else ""
+            called = f" ({names[k]})" if names and names.get(k, k) != k else ""
             wrong.append(f"{k}{called}: file {file}, model {model}")
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"{path} is of another architecture: {'; '.join(wrong[:3])}{more}")
 
 
-def _without(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    return {k: v for k, v in state.items() if part not in k}
+def _without(state: dict[str, Tensor], head: str) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if not k.startswith(head)}
