@@ -74,7 +74,7 @@ def stored_recipe(stored: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     if not stored.get("nlzoo", {}).get("recipe"):
         raise ValueError(f"{checkpoint} holds no recipe: evaluate takes checkpoints of nlzoo.fit")
     spec = stored["nlzoo"]["model"]
-    network = {"arch": spec["arch"], "non_local": spec["non_local"], "pretrained": ""}
+    network = {"arch": spec["arch"], "non_local": spec["non_local"], "pretrained": checkpoint}
     recipe = yaml.safe_load(stored["nlzoo"]["recipe"])
     return merge(recipe, {"task": {"init_args": network}})
 

@@ -107,6 +107,7 @@ def create_model(
             dict with `places` (by default the name's) and arguments of `NonLocalBlock`; a stage's
             own are a dict under its name, {"res3": {"groups": 4}}.
         preprocessing: what the network will see; by default that of its weights or geometry.
+            Mean and standard deviation are always those of the weights, where these say any.
         **arch: geometry, width, dropout, zero_init_residual, head of `VideoResNet`; width of
             `CifarResNet`.
 
@@ -128,7 +129,7 @@ def create_model(
         weights = image_model(str(pretrained).removeprefix("timm/"), pretrained=True)
     elif pretrained:
         published = _published(name, pretrained, entry)
-        entry = published or entry
+        entry = entry or published
         path = fetch_entry(published) if published else str(pretrained)
         weights = read_weights(path, clips=name not in IMAGE)
     if entry and not entry.model:
@@ -207,9 +208,16 @@ def _build(
     """The network; what is not given is as its weights were trained, or as published."""
     check_choice("model", name, MODELS)
     trained = _trained(name, weights, entry)
+    for key in arch.keys() & trained.arch.keys():
+        if arch[key] != trained.arch[key]:
+            was = f"{key} {trained.arch[key]}"
+            warnings.warn(f"{key} {arch[key]}: the weights were trained in {was}", stacklevel=3)
     arch = trained.arch | arch
     if non_local is None and trained.non_local and places_of(name, trained.non_local):
         non_local = trained.non_local
+    if preprocessing and trained.preprocessing:  # weights know one input range only
+        seen = trained.preprocessing
+        preprocessing = replace(preprocessing, mean=seen.mean, std=seen.std)
     preprocessing = preprocessing or trained.preprocessing
     _check_arch(name, arch)
     asked = {} if num_classes is None else {"num_classes": num_classes}

@@ -87,6 +87,37 @@ def test_long_clips_from_short_ones(mirror):
     assert same(same_blocks, mirror[OFFICIAL])
 
 
+def test_charades_from_kinetics(mirror):
+    """One row's network from another row's weights."""
+    with pytest.warns(UserWarning, match="the classifier starts fresh"):
+        model = create_model(
+            "i3d_r50_nl5.k400_32x4_official",
+            pretrained=OFFICIAL,
+            num_classes=157,
+            non_local={"res3": {"groups": 4}},
+            width=8,
+        )
+    assert same(model, mirror[OFFICIAL], but="head.")
+    assert model.spec["arch"]["geometry"] == "8x8"
+    assert (model.preprocessing.frames, model.preprocessing.classes) == (32, ())
+
+
+def test_input_is_scaled_as_the_weights_want_it(tmp_path):
+    name = "i3d_r50.k400_32x2_mmaction2"
+    state = speak("mmaction2", create_model(name, width=8).state_dict())
+    torch.save(state, tmp_path / "theirs.pth")
+    seen = Preprocessing(frames=8, stride=4, classes=("a", "b"))
+    with pytest.warns(UserWarning, match="geometry 8x8: the weights were trained in geometry mma"):
+        create_model(name, pretrained=tmp_path / "theirs.pth", geometry="8x8", width=8)
+    with pytest.warns(UserWarning, match="classifier starts fresh"):
+        model = create_model(
+            name, pretrained=tmp_path / "theirs.pth", num_classes=2, preprocessing=seen, width=8
+        )
+    assert model.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert (model.preprocessing.frames, model.preprocessing.classes) == (8, ("a", "b"))
+    assert model.normalize.shift[0] == pytest.approx(-0.485 / 0.229)
+
+
 def test_any_other_mismatch_is_an_error(mirror, tmp_path):
     with pytest.raises(ValueError, match=r"res3\.0\.non_local\.g\.bias: file missing"):
         create_model("i3d_r50_nl10", pretrained=OFFICIAL, width=8)

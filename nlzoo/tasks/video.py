@@ -88,6 +88,7 @@ class VideoClassification(LightningModule):
             preprocessing=self.preprocessing,
             **(arch or {}),
         )
+        self.preprocessing = self.model.preprocessing  # with the mean of its weights
         if bn == "frozen":
             for norm in self._host_norms():
                 norm.requires_grad_(False)
