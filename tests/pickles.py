@@ -43,6 +43,11 @@ def mapping(items: dict[str, bytes], key: Any = text) -> bytes:
     return b"}(" + inner + b"u"
 
 
+def doubled(levels: int = 40) -> bytes:
+    """A tuple that holds another twice, which holds another twice: of 2 ** levels strings."""
+    return text("x") + b"q\xffh\xff\x86" * levels
+
+
 def protocol2(value: bytes) -> bytes:
     return b"\x80\x02" + value + b"."
 

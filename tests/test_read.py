@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+import sys
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,14 @@ def test_what_checkpoints_hold_beside_weights(tmp_path: Path, write: Any) -> Non
     assert read["model"].keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("write", [saved, legacy, safetensors.torch.save])
+def test_weights_of_16_bits(tmp_path: Path, write: Any, dtype: torch.dtype) -> None:
+    state = torch.nn.Conv1d(2, 3, 1).to(dtype).state_dict()
+    read = read_weights(written(tmp_path, write(dict(state)))).state
+    assert all(torch.equal(read[k], v) and read[k].dtype == dtype for k, v in state.items())
+
+
 # -- Caffe2 -----------------------------------------------------------------------------------
 
 ARRAYS = {
@@ -171,6 +180,12 @@ def test_nan_is_warned_of(tmp_path: Path) -> None:
     state["b"][1] = -float("inf")
     with pytest.warns(UserWarning, match="x: b has"):
         warn_not_finite(state, "x")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux has no bytes for")
+def test_a_disk_that_fails_is_no_damaged_file() -> None:
+    with pytest.raises(OSError, match="Input/output error: '/proc/self/mem'"):
+        read_checkpoint("/proc/self/mem")
 
 
 # -- other files ------------------------------------------------------------------------------

@@ -277,3 +277,12 @@ def test_a_web_page_is_no_file(server, folder):
     server.faults = [but(Content_Type="text/html; charset=utf-8")]
     refused(ValueError, server.url, "web page")
     assert not visible(folder)
+
+
+@pytest.mark.parametrize("digest", [SHA256, ""])
+def test_an_encoded_file_is_none(server, folder, digest):
+    server.faults = [but(Content_Encoding="gzip"), but(Content_Encoding="identity")]
+    refused(ValueError, server.url, "encoded as gzip", digest=digest)
+    assert not visible(folder)
+    fetch(server.url, NAME, digest=digest)
+    check(folder)

@@ -1,10 +1,12 @@
 """Pickles in weight files: nothing runs, and memory is bounded by the size of the file."""
 
+import os
 import pickle
 import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from pickles import (
     array2,
     caffe2,
+    doubled,
     dtype,
     entry,
     header,
@@ -34,6 +37,7 @@ from pickles import (
 
 from nlzoo.weights.load import read_weights
 from nlzoo.weights.read import read_checkpoint
+from nlzoo.weights.torch_files import LEGACY
 
 LARGE = 10**10
 DAMAGED = "is not a weights file, or is truncated; copy or download it again"
@@ -138,13 +142,17 @@ def test_what_is_admitted_cannot_be_turned(tmp_path: Path, call: tuple[str, byte
 # -- memory -----------------------------------------------------------------------------------
 
 
-def claimed(data: bytes, size: int = LARGE) -> bytes:
-    """A zip file whose list of entries gives the last one this size, in a zip64 field."""
+def listed(data: bytes, **facts: object) -> bytes:
+    """A zip file whose list of entries says this of the last one."""
     with zipfile.ZipFile(file := BytesIO(data), "a") as archive:
-        info = archive.infolist()[-1]
-        info.file_size = info.compress_size = size
+        for fact, value in facts.items():
+            setattr(archive.infolist()[-1], fact, value)
         archive._didModify = True  # type: ignore[attr-defined]
     return file.getvalue()
+
+
+def state(value: bytes) -> bytes:
+    return protocol2(mapping({"a": value}))
 
 
 def bombs() -> Iterator[tuple[str, bytes, str]]:
@@ -153,15 +161,22 @@ def bombs() -> Iterator[tuple[str, bytes, str]]:
     bytearray_, floats = name("builtins", "bytearray"), name("torch", "FloatTensor")
     big = number(LARGE) + b"\x85R"
 
-    def state(value: bytes) -> bytes:
-        return protocol2(mapping({"a": value}))
-
     zeros = {"data/0": bytes(2**28)}
     yield "zip bomb", zipped(state(tensor(2**26, 2**26)), zeros, 8), "its entries claim 2684"
     yield "pickle bomb", zipped(bytes(2**28), method=8), "its entries claim 2684"
     yield "compressed", zipped(state(tensor(1, 1)), one, 8), "it is compressed"
-    yield "entry", claimed(zipped(state(tensor(1, 1)), one)), "its entries claim 100000"
-    yield "zip storage", zipped(state(tensor(LARGE, LARGE)), one), "storage 0 claims 4000"
+    sound = zipped(state(tensor(1, 1)), one)
+    large = listed(sound, file_size=LARGE, compress_size=LARGE)
+    yield "entry", large, "its entries claim 100000"
+    yield "folder", listed(sound, external_attr=0x10), "one of its folders has bytes"
+    yield "zero in a name", listed(sound, filename="archive/data/0\0"), "has two names"
+    other = zipped(state(tensor(9, 9)), {**one, "data/1": bytes(36)})
+    path = b"\1" + struct.pack("<L", zlib.crc32(b"archive/data/1")) + b"archive/data/2"
+    unicode_path = struct.pack("<HH", 0x7075, len(path)) + path
+    told = "has two names" if sys.version_info >= (3, 12) else "storage '0' claims 36 bytes"
+    yield "unicode path", listed(other, extra=unicode_path), told
+    yield "name outside", listed(other, filename="0"), DAMAGED
+    yield "zip storage", zipped(state(tensor(LARGE, LARGE)), one), "storage '0' claims 4000"
     yield "zip tensor", zipped(state(tensor(1, LARGE)), one), "reaches beyond its storage"
     yield "zip stride", zipped(state(tensor(1, 2, LARGE)), one), "reaches beyond its storage"
     yield "zip expanded", zipped(state(tensor(1, LARGE, 0)), one), "its tensors claim 4000"
@@ -181,11 +196,11 @@ def bombs() -> Iterator[tuple[str, bytes, str]]:
         return old(state(tensor(count, shape, stride, view)), ("0",), stored)
 
     view = tuple_of(text("1"), b"K\x00", number(LARGE))
-    yield "legacy storage", before(LARGE, LARGE), "storage 0 claims 4000"
+    yield "legacy storage", before(LARGE, LARGE), "storage '0' claims 4000"
     yield "legacy storage of the file's size", before(50, 50), "its tensors claim 208 bytes"
     yield "legacy tensor", before(1, LARGE), "reaches beyond its storage"
     yield "legacy expanded", before(1, LARGE, 0), "its tensors claim 4000"
-    yield "legacy view", before(1, 1, 1, view), "view 1 reaches beyond its storage"
+    yield "legacy view", before(1, 1, 1, view), "view '1' reaches beyond its storage"
     yield "legacy unset", old(state(tensor(1, 1, 1, b"N"))), "are not those of its tensors"
     yield "legacy byte array", old(state(bytearray_ + big)), "builtins.bytearray"
     few, wrong = np.ones(4, "f4"), "larger or smaller than its data"
@@ -212,6 +227,48 @@ def bombs() -> Iterator[tuple[str, bytes, str]]:
     yield "safetensors header", header({"a": entry([4], 0, 16)}, length=LARGE), "header too large"
     yield "safetensors tensor", header({"a": entry([LARGE], 0, 4 * LARGE)}), "not fully covered"
     yield "zeros", bytes(10**6), "it begins with zeros"
+    yield "sparse string", protocol2(b"T" + struct.pack("<i", 2**30)), "Cannot allocate memory"
+    yield "sparse storage", before(2**28, 2**28), "Cannot allocate memory"
+
+
+def trees() -> Iterator[tuple[str, bytes, str]]:
+    """What names one tuple again and again is small only while nobody walks through it."""
+    tree, plain, text_ = doubled(), name("collections", "OrderedDict"), text("k")
+    counter, encode = name("collections", "Counter"), name("_codecs", "encode")
+    types, refused = DTYPE + tuple_of(tree, b"K\x00", b"K\x01") + b"R", "('a key of type tuple')"
+    values = {
+        "value": (tree, "hold one another millions of times"),
+        "type": (types, "('numpy.dtype of other things than numbers')"),
+        "codec": (encode + text_ + tree + b"\x86R", "('_codecs.encode to another encoding')"),
+        "key": (b"}" + tree + b"Ns", refused),
+        "keys": (b"}(" + text_ + b"N" + tree + b"Nu", refused),
+        "ordered": (plain + b"](" + tree + b"N\x86e\x85R", refused),
+        "attributes": (plain + b")R](" + tree + b"N\x86eb", "('the state of a OrderedDict')"),
+        "counted": (counter + b"](" + text_ + tree + b"\x86e\x85R", DAMAGED),
+        "set": (b"\x8f(" + tree + b"\x90", DAMAGED),
+        "frozen set": (b"(" + tree + b"\x91", DAMAGED),
+        "numbers of one hash": (b"}(" + number(2**61 - 1) + b"Nu", "('a key of type int')"),
+    }
+    for value, (raw, words) in values.items():
+        yield f"{value} of Caffe2", caffe2({"a": raw}), words
+        yield f"{value} of a zip file", zipped(state(raw)), words
+    order = dtype("f4").replace(string(b"<"), tree)
+    yield "byte order", caffe2({"a": order}), "has no byte order"
+
+    def before(tensor_: bytes, keys: bytes = b"]") -> bytes:
+        return old(state(tensor_) + protocol2(keys))
+
+    one, place = tensor(1, 1, 1, b"N"), b"K\x00K\x01"
+    yield "view", before(tensor(1, 1, 1, tuple_of(tree, place))), "names a view that is none"
+    yield "storage", before(one.replace(text("0"), tree)), "names a storage that is none"
+    yield "storages", before(one, b"](" + tree + tree + b"e"), "are not those of its tensors"
+    rest = protocol2(b"}") * 2 + protocol2(b"]")
+    yield "protocol", LEGACY + protocol2(tree) + rest, "its protocol is no number"
+    metadata = tensor(1, 1).removesuffix(b"tR") + b"}" + text_ + tree + b"stR"
+    yield "metadata", zipped(state(metadata), {"data/0": bytes(4)}), DAMAGED
+    many = b"}q\x00(" + b"".join(number(k) + b"N" for k in range(2000)) + b"u"
+    copies = b"](" + many + (plain + b")Rh\x00b") * 2000 + b"e"
+    yield "attributes copied", zipped(state(copies)), "much more memory than the file"
 
 
 RUN = """
@@ -226,12 +283,12 @@ for path in sys.argv[2:]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         answer = f"a dictionary of {len(read_checkpoint(path))}"
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         answer = str(error)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     sys.stdout.write(f"{grown // 1024} {answer}\\n")
 """
-BOMBS = {bomb: (data, words) for bomb, data, words in bombs()}
+BOMBS = {bomb: (data, words) for bomb, data, words in (*bombs(), *trees())}
 
 
 @pytest.fixture(scope="module")
@@ -239,9 +296,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What reading each bomb says, after the megabytes that it took, with 1 GiB to take."""
     folder = tmp_path_factory.mktemp("bombs")
     paths = [written(folder, data, bomb) for bomb, (data, _) in BOMBS.items()]
+    for path in paths:
+        if path.name.startswith("sparse "):
+            os.truncate(path, 2**31)  # as large as it claims, without taking the disk
     first = written(folder, saved({"a": torch.ones(3)}))
     command = [sys.executable, "-c", RUN, first, *paths]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     return dict(zip(BOMBS, out.splitlines(), strict=True))
 
 

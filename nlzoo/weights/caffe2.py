@@ -17,16 +17,17 @@ class DType:
     """In place of `numpy.dtype`: numbers only."""
 
     def __init__(self, code: str, align: object = False, copy: object = False) -> None:
-        if code not in NUMBERS:
-            raise Refused(f"numpy.dtype {code}")
+        if type(code) is not str or code not in NUMBERS:
+            raise Refused("numpy.dtype of other things than numbers")
         self.numpy = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Version, byte order, and what structures have."""
-        _, order, *structure = state
-        if any(part is not None for part in structure[:3]):
+        if type(state) is not tuple or state[1] not in ("<", ">", "=", "|"):
+            raise Malformed("a numpy.dtype has no byte order")
+        if any(part is not None for part in state[2:5]):
             raise Refused("numpy.dtype of a structure")
-        self.numpy = self.numpy.newbyteorder(order)
+        self.numpy = self.numpy.newbyteorder(state[1])
 
     def read(self, data: str | bytes, count: int) -> np.ndarray:
         """So many numbers, in the byte order of this machine. Raises Malformed."""
@@ -42,8 +43,8 @@ class Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Version (not in the oldest), shape, dtype, Fortran order, data."""
         self.shape, self.dtype, self.fortran, self.data = state[-4:]
-        sizes_fit = len(self.shape) <= 32 and all(type(n) is int and n >= 0 for n in self.shape)
-        if not (type(self.dtype) is DType and sizes_fit):
+        fits = len(self.shape) <= 32 and all(type(n) is int and 0 <= n < 2**63 for n in self.shape)
+        if not (type(self.dtype) is DType and fits):
             raise Malformed("an array has no shape or no type")
 
     def tensor(self) -> Tensor:

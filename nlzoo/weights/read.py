@@ -1,5 +1,6 @@
 """Files of weights, read without running anything that they may contain."""
 
+import errno
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from nlzoo.weights.caffe2 import read_caffe2
 from nlzoo.weights.torch_files import LEGACY, ZIP, read_torch
-from nlzoo.weights.unpickle import Malformed, Refused
+from nlzoo.weights.unpickle import MOST_STEPS, Malformed, Refused
 
 SEEMS = {  # what a file begins with, in lower case
     b"<!doctype": "it is a web page, such as a server's error message",
@@ -38,9 +39,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: it is truncated, claims more than it has, holds objects other than tensors and
             plain values, or is no dictionary.
+        OSError: the disk failed, or there is too little memory.
     """
     with _opened(path) as file:
         raw = _read(file)
+        _check_sharing(raw)
     if not isinstance(raw, dict):
         raise ValueError(f"{path} holds a {type(raw).__name__}, not a state dict or a checkpoint")
     return raw
@@ -81,18 +84,39 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
     with path.open("rb") as file:
         try:
             yield file
-        except Refused as error:
-            raise ValueError(
-                f"{path} holds Python objects that are not weights ({str(error)[:80]!r}); refused, "
-                "as loading it could run code: get the weights as .safetensors or a plain state "
-                "dict"
-            ) from error
         except Exception as error:  # damaged bytes make a reader fail in any way
-            known = isinstance(error, Malformed | safetensors.SafetensorError)
-            why = f": {' '.join(str(error).split())}" if known and str(error) else ""
-            raise ValueError(
-                f"{path} is not a weights file, or is truncated; copy or download it again{why}"
-            ) from error
+            raise _told(error, path) from error
+
+
+def _told(error: Exception, path: Path) -> ValueError | OSError:
+    """What a reader's error means."""
+    text = " ".join(str(error)[:200].split())
+    if isinstance(error, Refused):
+        return ValueError(
+            f"{path} holds Python objects that are not weights ({text[:80]!r}); refused, as "
+            "loading it could run code: get the weights as .safetensors or a plain state dict"
+        )
+    if isinstance(error, MemoryError) or "allocate memory" in text:  # torch has no class for it
+        return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror, str(path))
+    known = isinstance(error, Malformed | safetensors.SafetensorError)
+    why = f": {text}" if known and text else ""
+    return ValueError(
+        f"{path} is not a weights file, or is truncated; copy or download it again{why}"
+    )
+
+
+def _check_sharing(raw: Any) -> None:
+    """A value named again and again within another must be no trap for what walks through all."""
+    todo, left = [raw], MOST_STEPS
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict | list | tuple):
+            left -= len(value)
+            if left < 0:
+                raise Malformed("its values hold one another millions of times")
+            todo.extend(value.values() if isinstance(value, dict) else value)
 
 
 def _read(file: BinaryIO) -> Any:

@@ -1,7 +1,7 @@
 """Files of `torch.save`: what they claim is compared with what they have, then torch loads them."""
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable
 from io import BytesIO
 from math import prod
 from typing import Any, BinaryIO, NamedTuple
@@ -44,15 +44,15 @@ class _Storage(NamedTuple):
 class _Claims(Unpickler):
     """A pickle of torch, without its tensors: each must lie within its storage."""
 
-    def __init__(self, file: BinaryIO, size: int, records: Mapping[str, int] | None = None) -> None:
+    def __init__(self, file: BinaryIO, size: int, room: Callable[[str], int]) -> None:
         admitted = {
             "torch._utils._rebuild_tensor": self.tensor,
             "torch._utils._rebuild_tensor_v2": self.tensor,
-            "torch._utils._rebuild_parameter": lambda data, *options: data,
-            "torch.device": lambda *place: None,
+            "torch._utils._rebuild_parameter": lambda data, grad=False, hooks=None: data,
+            "torch.device": lambda kind, index=0: None,
         }
         super().__init__(file, size, SCALARS | admitted, "utf-8")
-        self.records = records  # bytes of each storage in a zip file
+        self.room = room  # bytes of a storage in the file, by its key
         self.roots: dict[str, int] = {}  # bytes of storages that are no view of another
         self.storages: dict[str, _Storage] = {}
         self.expanded = 0
@@ -68,27 +68,35 @@ class _Claims(Unpickler):
 
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage, or a view of it. Raises Malformed."""
-        kind, dtype, key, _, count, *view = pid
+        if type(pid) is not tuple or len(pid) not in (5, 6):
+            raise Malformed("it names a storage that is none")
+        kind, dtype, key, _, count, view = (*pid, None)[:6]
         if kind != "storage" or type(key) is not str or not isinstance(dtype, torch.dtype):
             raise Malformed("it names a storage that is none")
         item, (count,) = dtype.itemsize, _whole(count)
+        if count * item > (has := self.room(key)):
+            raise Malformed(f"storage {key[:9]!r} claims {count * item} bytes, the file has {has}")
         if key not in self.storages:
             self.storages[key] = _Storage(count * item, item)
             self.roots[key] = count * item
-            has = self.size if self.records is None else self.records.get(key, 0)
-            if count * item > has:
-                raise Malformed(f"storage {key} claims {count * item} bytes, the file has {has}")
         storage = self.storages[key]
-        if not view or view[0] is None:
+        if view is None:
             return storage
-        key, *part = view[0]
-        offset, count = _whole(*part)
+        if type(view) is not tuple or len(view) != 3 or type(view[0]) is not str:
+            raise Malformed("it names a view that is none")
+        key, (offset, count) = view[0], _whole(*view[1:])
         if (offset + count) * item > storage.size:
-            raise Malformed(f"view {key} reaches beyond its storage")
+            raise Malformed(f"view {key[:9]!r} reaches beyond its storage")
         return self.storages.setdefault(key, _Storage(count * item, item))
 
     def tensor(
-        self, storage: _Storage, offset: int, shape: Any, stride: Any, *options: Any
+        self,
+        storage: _Storage,
+        offset: int,
+        shape: Any,
+        stride: Any,
+        requires_grad: object = False,
+        hooks: object = None,
     ) -> None:
         """Check a tensor. Raises Malformed."""
         if type(storage) is not _Storage or not len(shape) == len(stride) <= 64:
@@ -110,15 +118,17 @@ def _whole(*numbers: Any) -> tuple[int, ...]:
 
 
 def _check_legacy(file: BinaryIO, size: int) -> None:
-    file.seek(0)
-    for _ in ("magic number", "protocol", "system"):
-        Unpickler(file, size, {}, "utf-8").load()
-    claims = _Claims(file, size)
+    file.seek(len(LEGACY))
+    protocol, _ = (Unpickler(file, size, {}, "utf-8").load() for _ in ("protocol", "system"))
+    if type(protocol) is not int:
+        raise Malformed("its protocol is no number")
+    claims = _Claims(file, size, lambda key: size)
     claims.load()
     keys = Unpickler(file, size, {}, "utf-8").load()
-    claimed = sum(claims.roots.values()) + 8 * len(keys)  # each follows its length
+    claimed = sum(claims.roots.values()) + 8 * len(claims.roots)  # each follows its length
     has = size - file.tell()
-    if sorted(keys) != sorted(claims.roots):
+    fit = type(keys) is list and all(type(key) is str for key in keys)
+    if not fit or sorted(keys) != sorted(claims.roots):
         raise Malformed("its storages are not those of its tensors")
     if claimed > has:
         raise Malformed(f"its tensors claim {claimed} bytes, the file has {has}")
@@ -133,14 +143,19 @@ def _check_zip(file: BinaryIO, size: int) -> None:
             raise Malformed(f"its entries claim {total} bytes, the file has {size}")
         if any(e.compress_type or e.file_size != e.compress_size for e in entries):
             raise Malformed("it is compressed, which torch.save never does")
+        if any(e.filename != e.orig_filename for e in entries):
+            raise Malformed("one of its entries has two names")
         if len({entry.filename.lower() for entry in entries}) < len(entries):
             raise Malformed("two of its entries have one name")
-        root = entries[0].filename.split("/")[0]
-        if f"{root}/data.pkl" not in archive.namelist():
-            raise Malformed("it is a zip file of something else than torch.save")
-        pickled = BytesIO(archive.read(f"{root}/data.pkl"))
-    records = {e.filename.removeprefix(f"{root}/data/"): e.file_size for e in entries}
-    _Claims(pickled, size, records).load()
+        folders = (e for e in entries if e.filename.endswith("/") or e.external_attr & 0x10)
+        if any(folder.file_size for folder in folders):
+            raise Malformed("one of its folders has bytes")  # torch would leave them unset
+    file.seek(0)
+    reader = torch._C.PyTorchFileReader(file)  # reads names as torch.load will
+    if "data.pkl" not in reader.get_all_records():
+        raise Malformed("it is a zip file of something else than torch.save")
+    pickled = BytesIO(reader.get_record("data.pkl"))
+    _Claims(pickled, size, lambda key: reader.get_record_size(f"data/{key}")).load()
 
 
 def _check_directory(file: BinaryIO, size: int) -> None:

@@ -186,6 +186,8 @@ def _extent(source: str, response: requests.Response, offset: int) -> tuple[int,
         raise FileNotFoundError(f"{source} answers HTTP {code} {reason}")
     if headers.get("Content-Type", "").startswith("text/html"):
         raise ValueError(f"{source} answers with a web page, not a file: {ELSEWHERE}")
+    if (coded := headers.get("Content-Encoding", "identity").lower()) != "identity":
+        raise ValueError(f"{source} sends the file encoded as {coded}: {ELSEWHERE}")
     if code == 206:
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
         return (int(span[1]), int(span[2])) if span else (-1, None)

@@ -1,10 +1,16 @@
 """Pickles, read without running anything and in memory that the size of the file bounds."""
 
 import pickle
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import Any, BinaryIO, ClassVar
 
 MOST_STEPS = 2_000_000  # 30,000 tensors; with many more, values outgrow their file
+OMITTED = (  # byte arrays make the room that is claimed, extensions come from a registry
+    *(pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4),
+    *(pickle.NEWOBJ, pickle.NEWOBJ_EX),  # nothing that is admitted needs it
+    *(pickle.DICT, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET),  # nor of unchecked keys
+)
 
 
 class Refused(pickle.UnpicklingError):
@@ -13,13 +19,6 @@ class Refused(pickle.UnpicklingError):
 
 class Malformed(ValueError):  # noqa: N818
     """What is wrong with a file, in a few words."""
-
-
-class State(dict[Any, Any]):
-    """An `OrderedDict` or `Counter` without the attributes that a file gives it."""
-
-    def __setstate__(self, state: Any) -> None:
-        """Leave them out."""
 
 
 class Unpickler(pickle._Unpickler):
@@ -38,8 +37,7 @@ class Unpickler(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = {
         code: function
         for code, function in pickle._Unpickler.dispatch.items()
-        # a byte array makes the room that is claimed, extensions come from a registry
-        if bytes([code]) not in (pickle.BYTEARRAY8, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+        if bytes([code]) not in OMITTED
     }
 
     def __init__(
@@ -48,8 +46,8 @@ class Unpickler(pickle._Unpickler):
         super().__init__(_Steps(file, size), encoding=encoding)
         self.size, self.copied = size, 0
         self.admitted = {
-            "collections.OrderedDict": self.state,
-            "collections.Counter": self.state,
+            "collections.OrderedDict": self.ordered,
+            "collections.Counter": lambda counts: self.ordered(counts.items()),
             "_codecs.encode": self.encode,
             **admitted,
         }
@@ -61,14 +59,31 @@ class Unpickler(pickle._Unpickler):
         return self.admitted[full]
 
     def load_build(self) -> None:
-        """Only the stand-ins of this package take a state; other objects stay as they are."""
+        """Only the stand-ins of this package take a state; an `OrderedDict` stays without."""
         state = self.stack.pop()  # type: ignore[attr-defined]
         made = self.stack[-1]  # type: ignore[attr-defined]
-        if type(made) not in (State, *self.admitted.values()):
+        if type(made) is OrderedDict and isinstance(state, dict):
+            self.copy(len(state))
+        elif type(made) in self.admitted.values():
+            made.__setstate__(state)
+        else:
             raise Refused(f"the state of a {type(made).__name__}")
-        made.__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
+
+    def load_setitem(self) -> None:
+        """Only with a key that is plain."""
+        _check_keys(self.stack[-2:-1])  # type: ignore[attr-defined]
+        super().load_setitem()  # type: ignore[misc]
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        """Only with keys that are plain."""
+        _check_keys(self.stack[::2])  # type: ignore[attr-defined]
+        super().load_setitems()  # type: ignore[misc]
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
 
     def load_frame(self) -> None:
         """Frames help readers of streams; without them each value is a step."""
@@ -82,17 +97,27 @@ class Unpickler(pickle._Unpickler):
         if self.copied > self.size:
             raise Malformed("its values take much more memory than the file")
 
-    def state(self, items: Any = ()) -> State:
+    def ordered(self, items: Any = ()) -> OrderedDict[Any, Any]:
         """Python 2 gave `OrderedDict` its items as a list."""
         self.copy(len(items))
-        return State(items)
+        pairs = [(k, v) for k, v in (items.items() if isinstance(items, dict) else items)]
+        _check_keys(key for key, _ in pairs)
+        return OrderedDict(pairs)
 
     def encode(self, text: str, encoding: str) -> str:
         """Python 3 writes bytes as text in protocol 2; it is left one, as Python 2 wrote it."""
         if type(text) is not str or encoding != "latin1":
-            raise Refused(f"_codecs.encode to {encoding}")
+            raise Refused("_codecs.encode to another encoding")
         self.copy(len(text))
         return text
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Only those that are hashed at once: a tuple may name another twice, and that another."""
+    for key in keys:
+        large = type(key) is int and abs(key) >= 2**60  # many such may have one hash
+        if large or type(key) not in (str, bytes, int, float, bool, type(None)):
+            raise Refused(f"a key of type {type(key).__name__}")
 
 
 class _Steps:
