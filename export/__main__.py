@@ -68,8 +68,8 @@ def onnx(options: Namespace) -> None:
     from nlzoo.export.onnx import export_onnx
     from nlzoo.export.spec import read_onnx, spec_of
 
-    from nlzoo.models import MODELS
     from nlzoo.names import check_choice
+    from nlzoo.registry import MODELS
 
     check_choice("--islands", options.islands, ("on", "off"))
     if options.tolerance < 0:

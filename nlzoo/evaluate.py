@@ -11,7 +11,7 @@ from nlzoo.cli import build, merge, parse, recipe_parser
 from nlzoo.program import asks_for_help, run
 from nlzoo.report import write_report
 from nlzoo.weights.load import check_fits
-from nlzoo.weights.read import read_checkpoint, warn_not_finite
+from nlzoo.weights.read import read_checkpoint
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,7 +29,6 @@ def main(argv: Sequence[str]) -> None:
     config.trainer.default_root_dir = config.run
     task, data, trainer = build(config)
     check_fits(stored["state_dict"], task.state_dict(), checkpoint)
-    warn_not_finite(stored["state_dict"], checkpoint)
     task.load_state_dict(stored["state_dict"])
     try:
         trainer.test(task, data, verbose=False)

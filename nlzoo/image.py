@@ -1,25 +1,147 @@
-"""Image networks, from timm."""
+"""Any timm backbone, with non-local blocks where a name or a stage says."""
+
+from typing import Any, NamedTuple
 
 import timm
-from torch import nn
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
 
-from nlzoo.names import nearest
+from nlzoo.names import check_choice, nearest
+from nlzoo.preprocessing import Normalize, Preprocessing
+
+PATTERNS = ("nl1", "nl5", "nl10")
+STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}  # of the stages res2 to res5, as timm's feature_info has them
 
 
-def image_model(name: str, *, pretrained: bool = False) -> nn.Module:
+def image_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     """A timm network by name, such as `resnet50.tv_in1k`; `pretrained` downloads its weights.
 
+    It is timm's own, with all its abilities and state-dict keys, and what else a network of
+    this zoo has: `preprocessing`, and uint8 images (B, 3, H, W) as input of a call.
+
+    Args:
+        name: with or without the tag of its weights.
+        pretrained: download them.
+        **options: of `timm.create_model`: num_classes, drop_path_rate, ...
+
     Raises:
-        ValueError: timm does not know the name; gives its nearest ones.
+        ValueError: timm does not know the name (gives its nearest ones) or an option.
+        OSError: the weights cannot be downloaded.
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise ValueError(f"timm has no model {name!r}{nearest(architecture, timm.list_models())}")
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained)
+        model: Any = timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:
+        raise ValueError(f"timm/{name}: {error}") from error
     except (OSError, RuntimeError) as error:  # of the Hub's client; some are neither's subclass
         raise OSError(
             f"cannot download the weights of timm/{name} ({type(error).__name__}); without them: "
             'pretrained: "" in the recipe, or --task.pretrained ""'
         ) from error
+    model.preprocessing = preprocessing_of(model)
+    model.normalize = Normalize(model.preprocessing.mean, model.preprocessing.std)
+    model.register_forward_pre_hook(_normalize)
     return model
+
+
+def _normalize(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return model.get_submodule("normalize")(inputs[0]), *inputs[1:]
+
+
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """What timm says that the weights want: mean, deviation, sizes; frames 0: of images."""
+    config = resolve_model_data_config(model)
+    side = config["input_size"][-1]
+    return Preprocessing(
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        frames=0,
+        stride=0,
+        crop=side,
+        test_size=int(side / config["crop_pct"]),
+        test_crop=side,
+    )
+
+
+class Stage(NamedTuple):
+    """A module of one map size, and how many blocks it runs one after the other."""
+
+    name: str
+    blocks: int
+
+
+def stages(model: nn.Module) -> dict[int, Stage]:
+    """Stage 1 (1/4 of the image's size) to 4 (1/32), where the network has them.
+
+    Raises:
+        ValueError: a network without feature_info, or whose blocks return no maps (B, C, H, W).
+    """
+    info = getattr(model, "feature_info", None)
+    if not info:
+        raise ValueError(f"{type(model).__name__} has no stages (no feature_info in timm)")
+    modules = dict(model.named_modules())
+    by_stride = {int(one["reduction"]): one["module"] for one in info if one["module"] in modules}
+    found = {}
+    for number, stride in STRIDES.items():
+        if stride in by_stride:
+            name = by_stride[stride]
+            inner = f"{name}.blocks"  # of ConvNeXt and others
+            name = inner if inner in modules else name
+            blocks = len(modules[name]) if isinstance(modules[name], nn.Sequential) else 0
+            found[number] = Stage(name, blocks)
+    return found
+
+
+def places_for(model: nn.Module, words: str) -> str:
+    """Places in a network's own names.
+
+    Args:
+        model: of timm.
+        words: nl1, nl5 or nl10, the paper's (section 4.1) by stage: right before the last block of
+            stage 3; two in stage 2 and three in stage 3, evenly; all of both, at most 4 and 6.
+            Or places, where `before_last:3` stands for right before the last block of stage 3.
+
+    Raises:
+        ValueError: a transformer; a stage that the network has not, or has too few blocks in.
+    """
+    if hasattr(model, "num_prefix_tokens") or getattr(model, "output_fmt", "NCHW") != "NCHW":
+        raise ValueError(
+            f"{type(model).__name__} passes tokens (B, N, C) or maps (B, H, W, C) on, which attend "
+            "to each other already: non-local blocks go into networks of maps (B, C, H, W)"
+        )
+    if words == "nl1":
+        words = "before_last:3"
+    if words in PATTERNS:
+        of = stages(model)
+        counts = {2: 2, 3: 3} if words == "nl5" else {2: 4, 3: 6}
+        return " ".join(_spread(of, number, count) for number, count in counts.items())
+    return " ".join(_before_last(model, word) for word in words.split())
+
+
+def _before_last(model: nn.Module, word: str) -> str:
+    stage, _, number = word.partition(":")
+    if stage != "before_last":
+        return word
+    check_choice("stage", number, map(str, STRIDES))
+    name, blocks = _stage(stages(model), int(number))
+    if blocks < 2:
+        raise ValueError(f"stage {number} ({name}) has {blocks} block: nothing is before its last")
+    return f"{name}:{blocks - 2}"
+
+
+def _stage(of: dict[int, Stage], number: int) -> Stage:
+    if number not in of:
+        raise ValueError(f"the network has no stage {number}; it has {', '.join(map(str, of))}")
+    return of[number]
+
+
+def _spread(of: dict[int, Stage], number: int, count: int) -> str:
+    """`layer3:1,3,5`: after every so many blocks, as the released code does."""
+    name, blocks = _stage(of, number)
+    if not blocks:
+        return name
+    step = max(1, blocks // count)
+    indices = range(step - 1, min(blocks, step * count), step)
+    return f"{name}:{','.join(map(str, indices))}"

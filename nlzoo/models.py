@@ -1,10 +1,9 @@
-"""Names of networks: `create_model`, `list_models`, `load_model`."""
+"""Networks by name: `create_model`, `list_models`, `load_model`."""
 
 import json
 import warnings
 from dataclasses import replace
 from fnmatch import fnmatch
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,74 +12,20 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from nlzoo.cifar import CifarResNet
 from nlzoo.files import whole_file
-from nlzoo.image import image_model
+from nlzoo.image import image_model, places_for
 from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice
 from nlzoo.network import Network
-from nlzoo.preprocessing import Preprocessing
-from nlzoo.slowfast import SlowFast
+from nlzoo.preprocessing import Normalize, Preprocessing
+from nlzoo.registry import IMAGE, MODELS, PLACES, is_timm, places_of
 from nlzoo.version import __version__
 from nlzoo.video import VideoResNet
-from nlzoo.weights.load import WeightFile, load_into, read_weights
+from nlzoo.weights.blocks import facts_of
+from nlzoo.weights.hosts import HOSTS
+from nlzoo.weights.load import WeightFile, fit_to, read_weights
 from nlzoo.weights.zoo import Entry, fetch_entry, find, like, read_zoo
-
-# Residual blocks that a non-local block follows, from 0. ResNet-50: section 4.1, and for five
-# blocks the released code (every second residual block of res3 and res4). ResNet-101: released
-# for five blocks; where its ten go is unpublished: all of res3, and the three of res4 with three
-# halfway. ResNet-18 has two residual blocks a stage: the same rules give 1, 2 and 4 blocks.
-BLOCKS = {
-    ("r18", "nl1"): "res4:0",
-    ("r18", "nl5"): "res3:1 res4:1",
-    ("r18", "nl10"): "res3:0,1 res4:0,1",
-    ("r50", "nl1"): "res4:4",
-    ("r50", "nl5"): "res3:1,3 res4:1,3,5",
-    ("r50", "nl10"): "res3:0,1,2,3 res4:0,1,2,3,4,5",
-    ("r101", "nl1"): "res4:21",
-    ("r101", "nl5"): "res3:1,3 res4:6,13,20",
-    ("r101", "nl10"): "res3:0,1,2,3 res4:3,6,10,13,17,20",
-}
-
-VIDEO: dict[str, partial[Any]] = {
-    "c2d_r18": partial(VideoResNet, "c2d", 18),
-    "c2d_r50": partial(VideoResNet, "c2d", 50),
-    "c2d_r101": partial(VideoResNet, "c2d", 101),
-    "i3d_r18": partial(VideoResNet, "i3d", 18),
-    "i3d_r50": partial(VideoResNet, "i3d", 50),
-    "i3d_r101": partial(VideoResNet, "i3d", 101),
-    "i3d333_r50": partial(VideoResNet, "i3d333", 50),
-    "i3d333_r101": partial(VideoResNet, "i3d333", 101),
-    "tsn_r50": partial(VideoResNet, "tsn", 50, geometry="tsm"),
-    "slowfast_r50": partial(SlowFast, 50, geometry="slowfast_8x8"),
-    "slowfast_r101": partial(SlowFast, 101, geometry="slowfast_8x8"),
-    "slow_r18": partial(VideoResNet, "slow", 18, geometry="slowfast"),
-    "slow_r50": partial(VideoResNet, "slow", 50, geometry="slowfast"),
-    "slow_r101": partial(VideoResNet, "slow", 101, geometry="slowfast"),
-    "tsm_r50": partial(VideoResNet, "tsm", 50, geometry="tsm"),
-    "tsm_r101": partial(VideoResNet, "tsm", 101, geometry="tsm"),
-}
-IMAGE: dict[str, partial[Any]] = {
-    "resnet20_cifar10": partial(CifarResNet, 20),
-    "resnet32_cifar10": partial(CifarResNet, 32),
-    "resnet44_cifar10": partial(CifarResNet, 44),
-    "resnet56_cifar10": partial(CifarResNet, 56),
-}
-BACKBONES = VIDEO | IMAGE
-
-PLACES = dict.fromkeys(BACKBONES, "") | {
-    f"{name}_{count}": places
-    for name in VIDEO
-    for (depth, count), places in BLOCKS.items()
-    if name.endswith(f"_{depth}") and not name.startswith(("ts", "slowfast"))
-}
-PLACES |= {
-    "slowfast_r50_nl5": BLOCKS["r50", "nl5"],
-    "slowfast_r101_nl3": "res4:6,13,20",
-    "tsm_r50_nl5": "res3:0,2 res4:0,2,4",  # MIT and mmaction2
-}
-MODELS = {name: BACKBONES[name.partition("_nl")[0]] for name in PLACES}
 
 
 def create_model(
@@ -107,7 +52,7 @@ def create_model(
             dict with `places` (by default the name's) and arguments of `NonLocalBlock`; a stage's
             own are a dict under its name, {"res3": {"groups": 4}}.
         preprocessing: what the network will see; by default that of its weights or geometry.
-            Mean and standard deviation are always those of the weights, where these say any.
+            Mean and standard deviation are always those of video weights that say any.
         **arch: geometry, width, dropout, zero_init_residual, head of `VideoResNet`; width of
             `CifarResNet`.
 
@@ -121,6 +66,8 @@ def create_model(
         FileNotFoundError: no such weights file.
         OSError: a download failed.
     """
+    if is_timm(name):
+        return _build_timm(name, pretrained, num_classes, non_local, preprocessing, arch)
     entry = find(name) if "." in name else None
     weights: WeightFile | nn.Module | None = None
     if str(pretrained).startswith("timm/"):
@@ -162,7 +109,10 @@ def load_model(path: str | Path) -> Network:
         raise ValueError(
             f"{path} says nothing about its model; use create_model(NAME, pretrained=PATH)"
         )
-    return _build(weights.spec["model"]["name"], None, None, None, {}, weights).eval()
+    name = weights.spec["model"]["name"]
+    if is_timm(name):
+        return _build_timm(name, path, None, None, None, {}).eval()
+    return _build(name, None, None, None, {}, weights).eval()
 
 
 def save_model(model: Network, path: str | Path) -> None:
@@ -213,27 +163,35 @@ def _build(
             was = f"{key} {trained.arch[key]}"
             warnings.warn(f"{key} {arch[key]}: the weights were trained in {was}", stacklevel=3)
     arch = trained.arch | arch
-    if non_local is None and trained.non_local and places_of(name, trained.non_local):
-        non_local = trained.non_local
+    non_local = _blocks_as_trained(name, non_local, trained.non_local)
     if preprocessing and trained.preprocessing:  # weights know one input range only
         seen = trained.preprocessing
         preprocessing = replace(preprocessing, mean=seen.mean, std=seen.std)
     preprocessing = preprocessing or trained.preprocessing
     _check_arch(name, arch)
-    asked = {} if num_classes is None else {"num_classes": num_classes}
-    model: Network = MODELS[name](preprocessing=preprocessing, **asked, **arch)
-    if isinstance(weights, WeightFile) and entry and entry.gives == "trunk":
-        weights = weights.headless(model)
-    if not asked:
-        _set_classes(model, weights, trained.num_classes)
-    if len(model.preprocessing.classes) not in (0, model.num_classes):
-        model.preprocessing = replace(model.preprocessing, classes=())
-    if isinstance(weights, nn.Module):
-        inflate(model, weights)
-    _insert(model, name, non_local)
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+
+    def make() -> Network:
+        made: Network = MODELS[name](preprocessing=preprocessing, **classes, **arch)
+        if not classes:
+            _set_classes(made, weights, trained.num_classes)
+        if isinstance(weights, nn.Module):
+            inflate(made, weights)
+        if len(made.preprocessing.classes) not in (0, made.num_classes):
+            made.preprocessing = replace(made.preprocessing, classes=())
+        _insert(made, name, non_local)
+        return made
+
     if isinstance(weights, WeightFile):
-        of_row = entry is not None and entry.model == name
-        load_into(model, weights, fresh_blocks=not of_row)
+        with torch.device("meta"):
+            twin = make()
+        if entry and entry.gives == "trunk":
+            weights = weights.headless(twin)
+        fresh_blocks = not (entry and entry.model == name) and not weights.has_places
+        fitting = fit_to(twin, weights, bool(classes), fresh_blocks)  # before memory is taken
+    model = make()
+    if isinstance(weights, WeightFile):
+        model.load_state_dict(fitting, strict=False)
     model.spec = {"name": name, "arch": arch, "non_local": non_local}
     return model
 
@@ -259,12 +217,67 @@ def _trained(name: str, weights: WeightFile | nn.Module | None, entry: Entry | N
         )
     if file and file.seen and not entry:
         entry = like(name, file.dialect, file.seen)
-        warnings.warn(f"{file.path} is read as {entry.name}, which it is like", stacklevel=4)
+        as_ = f"read as {entry.name}, which it is like" if entry else "of strides that none has yet"
+        warnings.warn(f"{file.path} is {as_}", stacklevel=4)
     seen = file.seen.arch if file and file.seen else {}
     if entry is None:
         return Trained(seen)
     blocks = {k: v for k, v in entry.non_local.items() if k != "places" or entry.model == name}
+    form = blocks.get("form", "embedded_gaussian")
+    blocks = facts_of(HOSTS[entry.dialect].spoken, form, blocks)
     return Trained(entry.arch | seen, blocks, entry.preprocessing(), entry.num_classes)
+
+
+def _build_timm(
+    name: str,
+    pretrained: bool | str | Path,
+    num_classes: int | None,
+    non_local: str | dict[str, Any] | None,
+    preprocessing: Preprocessing | None,
+    arch: dict[str, Any],
+) -> Network:
+    """A network of timm; `pretrained` is its own weights, those of another tag, or a file."""
+    timm_name = name.removeprefix("timm/").partition("_nl")[0] if name in PLACES else name[5:]
+    file = None
+    if str(pretrained).startswith("timm/"):
+        timm_name, pretrained = str(pretrained).removeprefix("timm/"), True
+    elif pretrained and pretrained is not True:
+        file, pretrained = read_weights(pretrained, clips=False), False
+    saved = file.spec.get("model", {}) if file else {}
+    arch = (saved.get("arch") or {}) | arch
+    if non_local is None:
+        non_local = saved.get("non_local")
+    asked = {} if num_classes is None else {"num_classes": num_classes}
+    model: Any = image_model(timm_name, pretrained=bool(pretrained), **asked, **arch)
+    if file and file.spec and preprocessing is None:
+        preprocessing = Preprocessing.from_dict(file.spec["preprocessing"])
+    if preprocessing:
+        model.preprocessing = preprocessing
+        model.normalize = Normalize(preprocessing.mean, preprocessing.std)
+    if not asked and file:
+        _set_classes(model, file, None)
+    _insert(model, name, non_local)
+    if file:
+        fitting = fit_to(model, file, bool(asked), not file.has_places)
+        model.load_state_dict(fitting, strict=False)
+    model.spec = {"name": name, "arch": arch, "non_local": non_local}
+    return model
+
+
+def _blocks_as_trained(
+    name: str, given: str | dict[str, Any] | None, trained: str | dict[str, Any] | None
+) -> str | dict[str, Any] | None:
+    """What is given, over what the weights were trained as; says where they differ."""
+    if not trained or not places_of(name, trained if given is None else given):
+        return given
+    facts = {"places": trained} if isinstance(trained, str) else trained
+    if isinstance(given, str):
+        return {**facts, "places": given}
+    for key, value in (given or {}).items():
+        if key in facts and facts[key] != value and key != "places":
+            was = f"{key} {facts[key]}"
+            warnings.warn(f"{key} {value}: the blocks were trained with {was}", stacklevel=4)
+    return {**facts, **(given or {})}
 
 
 def _set_classes(
@@ -283,14 +296,6 @@ def _speaks(dialect: str, other: str) -> bool:
     return dialect == other or {dialect, other} in twins
 
 
-def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[str]:
-    """Where `create_model` puts blocks; empty: nowhere."""
-    if isinstance(non_local, str):
-        return non_local
-    places: str | list[str] = (non_local or {}).get("places", PLACES.get(name, ""))
-    return places
-
-
 def _insert(model: Network, name: str, non_local: str | dict[str, Any] | None) -> None:
     options = {} if isinstance(non_local, str) else dict(non_local or {})
     options.pop("places", None)
@@ -302,6 +307,8 @@ def _insert(model: Network, name: str, non_local: str | dict[str, Any] | None) -
             f"{name} with non_local={non_local!r} has no place for a block; name places, as in "
             '"res3:1,3 res4:1,3,5", or leave non_local out'
         )
+    if is_timm(name) and isinstance(places, str):
+        places = places_for(model, places)
     tokens = places.split() if isinstance(places, str) else places
     stages = {k: options.pop(k) for k, v in list(options.items()) if isinstance(v, dict)}
     for stage in stages:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from nlzoo import create_model, load_model
 from nlzoo.cifar import ResidualBlock
-from nlzoo.models import IMAGE, save_model
+from nlzoo.models import save_model
+from nlzoo.registry import IMAGE
 from nlzoo.watch import score_video
 from nlzoo.weights.inspect import inspect
 

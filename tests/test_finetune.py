@@ -89,16 +89,12 @@ def test_long_clips_from_short_ones(mirror):
 
 def test_charades_from_kinetics(mirror):
     """One row's network from another row's weights."""
+    name = "i3d_r50_nl5.charades_32x4_lfb"
     with pytest.warns(UserWarning, match="the classifier starts fresh"):
-        model = create_model(
-            "i3d_r50_nl5.k400_32x4_official",
-            pretrained=OFFICIAL,
-            num_classes=157,
-            non_local={"res3": {"groups": 4}},
-            width=8,
-        )
+        model = create_model(name, pretrained=OFFICIAL, num_classes=157, width=8)
     assert same(model, mirror[OFFICIAL], but="head.")
-    assert model.spec["arch"]["geometry"] == "8x8"
+    assert model.spec["arch"]["geometry"] == "lfb"
+    assert model.get_submodule("res3.1.non_local").groups == 4
     assert (model.preprocessing.frames, model.preprocessing.classes) == (32, ())
 
 

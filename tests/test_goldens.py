@@ -12,7 +12,7 @@ from timm.layers import BatNonLocalAttn
 from nlzoo import NonLocalBlock
 from nlzoo.program import run as run_program
 from nlzoo.weights import __main__ as program
-from nlzoo.weights.blocks import DIALECTS, load_block
+from nlzoo.weights.blocks import DIALECTS, facts_of, load_block
 from nlzoo.weights.golden import LIMIT, read_golden, relative_error
 from nlzoo.weights.verify import build, run, verify
 
@@ -218,17 +218,8 @@ def written(block, dialect):
 
 def block_of(dialect, form="embedded_gaussian", dims=3):
     torch.manual_seed(0)
-    spoken = DIALECTS[dialect]
-    scale = {"scale": spoken.scale(8, 4)} if form == "embedded_gaussian" else {}
-    block = NonLocalBlock(
-        8,
-        dims=2 if dialect == "timm" else dims,
-        form=form,
-        subsample=2 if spoken.pooled else None,
-        subsample_first=spoken.pool_first,
-        zero_init=False,
-        **scale,
-    )
+    facts = facts_of(dialect, form, {"scale": 8**-0.5} if dialect == "timm" else {})
+    block = NonLocalBlock(8, dims=2 if dialect == "timm" else dims, zero_init=False, **facts)
     with torch.no_grad():
         for tensor in block.state_dict().values():
             if tensor.is_floating_point():

@@ -20,6 +20,7 @@ LAYERS = [
     {"insert", "weights"},
     {"video", "image", "cifar", "detection"},
     {"inflate", "slowfast"},
+    {"registry"},
     {"models"},
     {"explain"},
     {"tasks", "data", "weights.verify", "weights.inspect"},

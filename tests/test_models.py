@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import nlzoo
 from nlzoo import NonLocalBlock, create_model, list_models, load_model
-from nlzoo.models import MODELS
 from nlzoo.preprocessing import Preprocessing
+from nlzoo.registry import MODELS
 from nlzoo.tasks.video import VideoClassification
 from nlzoo.video import VideoResNet
 
@@ -57,6 +57,7 @@ def test_names() -> None:
     counts = ["", "_nl1", "_nl5", "_nl10"]
     wanted = {f"{b}_{d}{n}" for b in backbones for d in ("r18", "r50", "r101") for n in counts}
     wanted |= {f"i3d333_{d}{n}" for d in ("r50", "r101") for n in counts}
+    wanted |= {f"resnet{d}{n}" for d in (18, 34, 50, 101, 152) for n in counts}
     wanted |= {"tsn_r50", "tsm_r50", "tsm_r50_nl5", "tsm_r101"}
     wanted |= {"slowfast_r50", "slowfast_r50_nl5", "slowfast_r101", "slowfast_r101_nl3"}
     wanted |= {f"resnet{depth}_cifar10" for depth in (20, 32, 44, 56)}
@@ -97,7 +98,7 @@ def test_protocol(name: str) -> None:
         assert torch.equal(twin(x), model.forward_head(features, pre_logits=True))
 
 
-@pytest.mark.parametrize("name", list_models("*_nl5"))
+@pytest.mark.parametrize("name", list_models("*_r*_nl5"))
 def test_blocks_start_as_the_identity_with_the_released_options(name: str) -> None:
     model, plain = tiny(name).eval(), tiny(name.removesuffix("_nl5")).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if ".non_local." not in k})

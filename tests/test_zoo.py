@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nlzoo.models import MODELS
+from nlzoo.registry import MODELS
 from nlzoo.weights import render
 from nlzoo.weights.zoo import find, read_zoo, search
 

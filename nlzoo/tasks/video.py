@@ -14,8 +14,9 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from nlzoo.blocks import NonLocalBlock
-from nlzoo.models import create_model, places_of
+from nlzoo.models import create_model
 from nlzoo.preprocessing import UNREADABLE, Preprocessing
+from nlzoo.registry import places_of
 from nlzoo.tasks.optim import build_optimizer, build_schedule
 from nlzoo.tasks.scores import ViewScores, accuracies
 from nlzoo.version import __version__

@@ -6,7 +6,7 @@ of a configuration that differs is loaded with `**facts`.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,18 +18,14 @@ from nlzoo.names import check_choice
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 EPS = 1e-5  # of every norm
+NOTHING = r"$^"  # no name
+NORM_WEIGHT = re.compile(r"norm(_[abc])?\.weight$")
 
 
-def _plain(channels: int, inner: int) -> float:
-    return 1.0
-
-
-def _inner(channels: int, inner: int) -> float:
-    return float(inner**-0.5)
-
-
-def _full(channels: int, inner: int) -> float:
-    return float(channels**-0.5)
+POOLED_FIRST = {"subsample": 2, "subsample_first": True}
+POOLED_LAST = {"subsample": 2, "subsample_first": False}
+UNPOOLED = {"subsample": None}
+PLAIN = {"scale": 1.0}  # logits as they are, in place of their inner width ** -0.5
 
 
 @dataclass(frozen=True)
@@ -38,18 +34,18 @@ class BlockDialect:
 
     Attributes:
         names: patterns of whole names, and what they are called here.
-        scale: of the softmax logits, from C and the inner width.
-        pooled: whether keys are pooled where the caller does not say it.
-        pool_first: x is pooled, not phi and g.
+        facts: arguments of `NonLocalBlock` that no name tells; `scale` is that of softmax forms.
+        marks: patterns of names that tell a lone block of this dialect from others.
+        spoken_by: whose blocks these are, where the dialect's name does not say it.
         aliases: pattern of names that repeat other tensors.
         bare: the last convolution has no bias where a norm follows.
     """
 
     names: tuple[tuple[str, str], ...]
-    scale: Callable[[int, int], float] = _inner
-    pooled: bool = False
-    pool_first: bool = False
-    aliases: str = ""
+    facts: Mapping[str, Any]
+    marks: tuple[str, ...] = ()
+    spoken_by: str = ""
+    aliases: str = NOTHING
     bare: bool = False
 
 
@@ -72,14 +68,8 @@ _ALEXHEX7 = (
     *_convs(r"theta(?:\.0)?", r"phi(?:\.0)?", r"g(?:\.0)?", r"W(?:\.0)?", r"W\.1"),
     (r"concat_project\.0\.weight", "w_f"),
 )
+# where two write the same names, a lone block is taken for the first one's
 DIALECTS = {
-    "caffe2": BlockDialect(_CAFFE2, pooled=True, pool_first=True),
-    "slowfast": BlockDialect(
-        _convs("conv_theta", "conv_phi", "conv_g", "conv_out", "bn"), pooled=True, pool_first=True
-    ),
-    "pytorchvideo": BlockDialect(
-        _convs("conv_theta", "conv_phi", "conv_g", "conv_out", "norm"), pool_first=True
-    ),
     "mmcv": BlockDialect(
         (
             *_convs(
@@ -91,31 +81,72 @@ DIALECTS = {
             ),
             (r"concat_project\.conv\.weight", "w_f"),
         ),
+        {"subsample": None, "subsample_first": False},
+        (r"conv_out\.conv\.weight",),
+        "mmaction2, mmsegmentation, mmdetection",
         bare=True,
     ),
-    "mmaction01": BlockDialect(
-        _convs("theta", r"phi\.1", r"g\.1", r"W\.0", r"W\.1"),
-        _plain,
-        pooled=True,
-        pool_first=True,
-        aliases=r"bn\..*",
+    "slowfast": BlockDialect(
+        _convs("conv_theta", "conv_phi", "conv_g", "conv_out", "bn"),
+        POOLED_FIRST,
+        (r"conv_theta\.weight", r"bn\.weight"),
+        "PySlowFast",
     ),
-    "mit_tsm": BlockDialect(_ALEXHEX7, _plain, pooled=True),
-    "alexhex7": BlockDialect(_ALEXHEX7, _plain, pooled=True),
+    "pytorchvideo": BlockDialect(
+        _convs("conv_theta", "conv_phi", "conv_g", "conv_out", "norm"),
+        {"subsample": None, "subsample_first": True},
+        (r"conv_theta\.weight",),
+    ),
     "tea1528": BlockDialect(
         (
             *_convs("theta", "phi", "g", r"W_z(?:\.0)?", r"W_z\.1"),
             (r"W_f\.0\.weight", "w_f"),
             (r"W_f\.0\.bias", "w_f_bias"),
         ),
-        _plain,
+        UNPOOLED | PLAIN,
+        (r"W_z(\.0)?\.weight",),
     ),
-    "gluoncv": BlockDialect(_convs("theta", "phi", "g", "W", "bn"), aliases=r"W_bn\..*"),
-    "timm": BlockDialect(_convs("t", "p", "g", "z", "norm"), _full),
-    "tushar": BlockDialect(_convs("theta", "phi", "g", "out", "bn"), pooled=True, pool_first=True),
+    "gluoncv": BlockDialect(
+        _convs("theta", "phi", "g", "W", "bn"),
+        UNPOOLED,
+        (r"W_bn\.0\.weight",),
+        "gluoncv_torch",
+        aliases=r"W_bn\..*",
+    ),
+    "timm": BlockDialect(  # the whole width, see `load_block`
+        _convs("t", "p", "g", "z", "norm"), UNPOOLED, (r"t\.weight", r"z\.weight")
+    ),
+    "mmaction01": BlockDialect(
+        _convs("theta", r"phi\.1", r"g\.1", r"W\.0", r"W\.1"),
+        POOLED_FIRST | PLAIN,
+        (r"phi\.1\.weight", r"bn\.weight"),
+        aliases=r"bn\..*",
+    ),
     "patykov": BlockDialect(
-        _convs("theta", r"phi\.1", r"g\.1", r"W\.0", r"W\.1"), pooled=True, pool_first=True
+        _convs("theta", r"phi\.1", r"g\.1", r"W\.0", r"W\.1"),
+        POOLED_FIRST,
+        (r"phi\.1\.weight", r"W\.0\.weight"),
+        "patykov's OnlineAction",
     ),
+    "tushar": BlockDialect(
+        _convs("theta", "phi", "g", "out", "bn"),
+        POOLED_FIRST,
+        (r"theta\.weight", r"out\.weight"),
+        "tushar-n; patykov's baselines have the same",
+    ),
+    "caffe2": BlockDialect(
+        _CAFFE2,
+        POOLED_FIRST,
+        (r"(.*_)?theta_w", r"(.*_)?out_w"),
+        "video-nonlocal-net, video-long-term-feature-banks, slowfast-caffe2",
+    ),
+    "alexhex7": BlockDialect(
+        _ALEXHEX7,
+        POOLED_LAST | PLAIN,
+        (r"g(\.0)?\.weight", r"W(\.0)?\.weight"),
+        "blocks of mit_tsm have the same names",
+    ),
+    "mit_tsm": BlockDialect(_ALEXHEX7, POOLED_LAST | PLAIN),
 }
 
 
@@ -140,22 +171,20 @@ def load_block(
             values, or has another shape.
     """
     check_choice("dialect", dialect, DIALECTS)
-    spoken = DIALECTS[dialect]
-    state = rename_block(state_dict, spoken)
+    state = rename_block(state_dict, dialect)
     if "g.weight" not in state or "out.weight" not in state:
         raise ValueError(f"{dialect}: no block: tensors {', '.join(sorted(state_dict)[:6])}")
     inner, channels = state["g.weight"].shape[:2]
-    form: Any = facts.pop("form", None) or _form(state)
-    if form == "embedded_gaussian":
-        facts.setdefault("scale", spoken.scale(channels, inner))
-    facts.setdefault("subsample", 2 if spoken.pooled else None)
-    facts.setdefault("subsample_first", spoken.pool_first)
-    normed = "norm.weight" in state
-    block = NonLocalBlock(
-        channels, dims=dims, form=form, inner=inner, norm="batch" if normed else None, **facts
-    )
-    _complete(state, block)
+    form: Any = facts.pop("form", None) or form_of_tensors(state)
+    facts = facts_of(dialect, form, facts)
+    if dialect == "timm":
+        facts.setdefault("scale", channels**-0.5)
+    norm: Any = "batch" if "norm.weight" in state else None
+    block = NonLocalBlock(channels, dims=dims, inner=inner, norm=norm, **facts)
     own = block.state_dict()
+    for name in own.keys() & state.keys():  # kernels of 1, written for other dimensions
+        if state[name].numel() == own[name].numel() and state[name].ndim > 1:
+            state[name] = state[name].reshape(own[name].shape)
     for name in sorted(own.keys() | state.keys()):
         got = tuple(state[name].shape) if name in state else "missing"
         wanted = tuple(own[name].shape) if name in own else "unknown"
@@ -165,26 +194,68 @@ def load_block(
     return block.eval()
 
 
-def rename_block(state_dict: Mapping[str, Tensor], spoken: BlockDialect) -> dict[str, Tensor]:
-    """A block's tensors under this zoo's names.
+def facts_of(dialect: str, form: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a dialect's block: its own, and over them what is known of one network."""
+    found = {"form": form, **DIALECTS[dialect].facts, **facts}
+    if form not in ("embedded_gaussian", "gaussian") and "scale" not in facts:
+        found.pop("scale", None)
+    return found
+
+
+def own_block_name(name: str, dialect: str) -> str | None:
+    """What this zoo calls a block's tensor; empty: an alias; None: the dialect has no such name."""
+    spoken = DIALECTS[dialect]
+    if re.fullmatch(spoken.aliases, name):
+        return ""
+    found = (
+        re.fullmatch(pattern, name) and re.sub(pattern, own, name) for pattern, own in spoken.names
+    )
+    return next((own for own in found if own), None)
+
+
+def rename_block(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
+    """A block's tensors under this zoo's names, those that it keeps in another form included.
 
     Raises:
         ValueError: a name that the dialect does not have; an alias that repeats nothing.
     """
     state: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        if spoken.aliases and re.fullmatch(spoken.aliases, name):
-            check_repeats(name, state_dict)
-            continue
-        for pattern, own in spoken.names:
-            if match := re.fullmatch(pattern, name):
-                state[match.expand(own)] = tensor
-                break
+        own = own_block_name(name, dialect)
+        if own is None:
+            raise ValueError(f"{name} is no tensor of a block of {dialect}")
+        if own:
+            state[own] = tensor
         else:
-            raise ValueError(f"{name} is no tensor of such a block")
-    if spoken.bare and "norm.weight" in state:
-        state.setdefault("out.bias", torch.zeros_like(state["norm.weight"]))
+            check_repeats(name, state_dict)
+    complete_block(state, dialect)
+    if dialect == "caffe2" and not any("running" in name for name in state):
+        complete_norms(state, affine=True)
     return state
+
+
+def complete_block(state: dict[str, Tensor], dialect: str, place: str = "") -> None:
+    """Bring what a dialect keeps in another form, or not at all, into this zoo's."""
+    w_f, out, phi = place + "w_f", place + "out.bias", place + "phi.bias"
+    if DIALECTS[dialect].bare and place + "norm.weight" in state:
+        state.setdefault(out, torch.zeros_like(state[place + "norm.weight"]))
+    if w_f in state:
+        state[w_f] = state[w_f].flatten()  # (1, 2 d, 1, 1)
+    if w_f + "_bias" in state:  # w_f . [theta, phi] + c: into phi's bias, along its part of w_f
+        c, w = state.pop(w_f + "_bias").double(), state[w_f].chunk(2)[1].double()
+        state[phi] = (state[phi].double() + c * w / (w @ w)).float()
+    complete_norms(state)
+
+
+def complete_norms(state: dict[str, Tensor], affine: bool = False) -> None:
+    """Counters that a file may lack; `affine`: y = x s + b as norms that compute the same."""
+    for name in [name for name in state if NORM_WEIGHT.search(name)]:
+        norm, like = name.removesuffix("weight"), state[name]
+        if affine:
+            state[norm + "running_mean"] = torch.zeros_like(like)
+            state[norm + "running_var"] = torch.full_like(like, 1 - EPS)
+        count = state.get(norm + "num_batches_tracked", torch.tensor(0))
+        state[norm + "num_batches_tracked"] = count.long()
 
 
 def check_repeats(name: str, state_dict: Mapping[str, Tensor]) -> None:
@@ -195,26 +266,9 @@ def check_repeats(name: str, state_dict: Mapping[str, Tensor]) -> None:
         raise ValueError(f"{name} repeats no other tensor, as it should")
 
 
-def _form(state: Mapping[str, Tensor]) -> str:
-    if "w_f" in state:
+def form_of_tensors(state: Mapping[str, Tensor]) -> str:
+    """What a block's, or a network's, names tell: softmax and dot product have the same."""
+    if any(name.endswith("w_f") for name in state):
         return "concatenation"
-    return "embedded_gaussian" if "theta.weight" in state else "gaussian"
-
-
-def _complete(state: dict[str, Tensor], block: NonLocalBlock) -> None:
-    """What other implementations keep in another form, or not at all."""
-    if "w_f" in state:
-        state["w_f"] = state["w_f"].flatten()  # (1, 2 d, 1, 1)
-    if "w_f_bias" in state:  # w_f . [theta, phi] + c: c is put into phi's bias, along its own part
-        c, w = state.pop("w_f_bias"), state["w_f"][block.inner :].double()
-        state["phi.bias"] = (state["phi.bias"].double() + c.double() * w / (w @ w)).float()
-    if block.norm is not None:
-        affine = "norm.running_var" not in state  # y = x s + b
-        if affine:
-            state["norm.running_mean"] = torch.zeros(block.channels)
-            state["norm.running_var"] = torch.full((block.channels,), 1 - EPS)
-        state.setdefault("norm.num_batches_tracked", torch.tensor(0))
-        state["norm.num_batches_tracked"] = state["norm.num_batches_tracked"].long()
-    for name, own in block.state_dict().items():  # kernels of 1, written for other dimensions
-        if name in state and state[name].numel() == own.numel() and state[name].ndim > 1:
-            state[name] = state[name].reshape(own.shape)
+    embedded = any(name.endswith("theta.weight") for name in state)
+    return "embedded_gaussian" if embedded else "gaussian"

@@ -4,14 +4,21 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from nlzoo.weights.blocks import DIALECTS, EPS, check_repeats, rename_block
+from nlzoo.weights.blocks import (
+    DIALECTS,
+    NOTHING,
+    check_repeats,
+    complete_block,
+    complete_norms,
+    own_block_name,
+)
 
 SHORT = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var", "w": "weight"}
 FAST = r"(?P<fast>t_)?"  # the fast pathway of two, in Caffe2's names
 STAGE = "{fast}res{s}.{i}.branch"
+BLOCK = ".non_local."
 
 
 @dataclass(frozen=True)
@@ -27,14 +34,16 @@ class HostDialect:
         dropped: pattern of what is not weights.
         aliases: pattern of names that repeat other tensors.
         headless: pattern of heads that nlzoo does not have: dropped, and the network has none.
+        blobs: Caffe2's short words for a module's tensors, and networks without statistics.
     """
 
     names: tuple[tuple[str, str], ...]
     block: str
     spoken: str
-    dropped: str = r"$^"
-    aliases: str = r"$^"
-    headless: str = r"$^"
+    dropped: str = NOTHING
+    aliases: str = NOTHING
+    headless: str = NOTHING
+    blobs: bool = False
 
 
 def _torch(
@@ -62,18 +71,18 @@ def _torch(
 _DOWN = (r"downsample\.0", r"downsample\.1")
 _CAFFE2 = (
     (rf"{FAST}conv1_w", "{fast}stem.conv.weight"),
-    (rf"{FAST}res_conv1_bn_(?P<t>\w+)", "{fast}stem.norm.{t}"),
+    (rf"{FAST}res_conv1_bn_(?P<t>s|b|rm|riv)", "{fast}stem.norm.{t}"),
     (r"t_pool1_subsample_w", "lateral.0.conv.weight"),
-    (r"t_pool1_subsample_bn_(?P<t>\w+)", "lateral.0.norm.{t}"),
+    (r"t_pool1_subsample_bn_(?P<t>s|b|rm|riv)", "lateral.0.norm.{t}"),
     (r"t_res(?P<m>\d)_\d+_branch2c_bn_subsample_w", "lateral.{m}.conv.weight"),
-    (r"t_res(?P<m>\d)_\d+_branch2c_bn_subsample_bn_(?P<t>\w+)", "lateral.{m}.norm.{t}"),
+    (r"t_res(?P<m>\d)_\d+_branch2c_bn_subsample_bn_(?P<t>s|b|rm|riv)", "lateral.{m}.norm.{t}"),
     (rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch2(?P<l>[abc])_w", STAGE + "2.conv_{l}.weight"),
     (
-        rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch2(?P<l>[abc])_bn_(?P<t>\w+)",
+        rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch2(?P<l>[abc])_bn_(?P<t>s|b|rm|riv)",
         STAGE + "2.norm_{l}.{t}",
     ),
     (rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch1_w", STAGE + "1_conv.weight"),
-    (rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch1_bn_(?P<t>\w+)", STAGE + "1_norm.{t}"),
+    (rf"{FAST}res(?P<n>\d)_(?P<i>\d+)_branch1_bn_(?P<t>s|b|rm|riv)", STAGE + "1_norm.{t}"),
     (r"pred_(?P<t>[wb])", "head.proj.{t}"),
 )
 _SLOWFAST_PLACE = r"s(?P<n>\d)\.pathway(?P<p>[01])_"
@@ -116,11 +125,12 @@ HOSTS = {
         "caffe2",
         dropped=r".*_momentum|lr|model_iter",
         headless=r"(?:.*_)?lfb_.*|.*_fbonl_.*",
+        blobs=True,
     ),
     "slowfast": HostDialect(
         _SLOWFAST, rf"{_SLOWFAST_PLACE}nonlocal(?P<i>\d+)\.(?P<rest>.+)", "slowfast"
     ),
-    "pytorchvideo": HostDialect(_PYTORCHVIDEO, r"$^", "pytorchvideo"),
+    "pytorchvideo": HostDialect(_PYTORCHVIDEO, NOTHING, "pytorchvideo"),
     "mmaction2": HostDialect(
         _torch(
             r"backbone\.",
@@ -172,62 +182,70 @@ def recognise_host(names: Iterable[str]) -> str | None:
     Names that it does not know are then `rename_host`'s to refuse.
     """
     names = list(names)
-    known = {dialect: len(names) - len(unknown_names(names, dialect)) for dialect in HOSTS}
+    known = {d: len(names) - len(unknown_names(names, d)) for d in HOSTS}
     best = max(known, key=lambda dialect: known[dialect])
     return best if 2 * known[best] > len(names) else None
 
 
 def unknown_names(names: Iterable[str], dialect: str) -> list[str]:
     """Those that no network of a dialect has."""
-    host = HOSTS[dialect]
-    patterns = (host.block, host.dropped, host.aliases, host.headless, *dict(host.names))
-    union = re.compile("|".join(f"(?:{_unnamed(pattern)})" for pattern in patterns))
-    return [name for name in names if not union.fullmatch(name)]
+    return [name for name, own in own_names(names, dialect).items() if own is None]
+
+
+def own_names(names: Iterable[str], dialect: str) -> dict[str, str | None]:
+    """What this zoo calls a network's tensors; empty: dropped; None: unknown to the dialect."""
+    host, names = HOSTS[dialect], list(names)
+    stages = _stages(names, host)
+    return {name: _own_name(name, host, stages) for name in names}
+
+
+def _own_name(name: str, host: HostDialect, stages: Mapping[str, str]) -> str | None:
+    if any(re.fullmatch(p, name) for p in (host.dropped, host.aliases, host.headless)):
+        return ""
+    if match := re.fullmatch(host.block, name):
+        words = _words(match, stages, host)
+        own = own_block_name(words["rest"], host.spoken)
+        return own and f"{words['fast']}res{words['s']}.{words['i']}{BLOCK}{own}"
+    for pattern, own in host.names:
+        if match := re.fullmatch(pattern, name):
+            return own.format(**_words(match, stages, host))
+    return None
 
 
 def rename_host(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Tensor]:
     """A network's tensors under this zoo's names, blocks included.
 
-    Channel-wise scales and shifts without statistics (affine networks) become norms that compute
-    the same.
+    Channel-wise scales and shifts without statistics (affine networks of Caffe2) become norms that
+    compute the same.
 
     Raises:
         ValueError: a name that no network of this dialect has; two names for one tensor.
     """
-    host = HOSTS[dialect]
-    headless = any(re.fullmatch(host.headless, name) for name in state_dict)
-    stages = _stages(state_dict, host)
+    host, names = HOSTS[dialect], own_names(state_dict, dialect)
+    aliases = f"(?:{host.aliases})|(?:.*\\.(?:{DIALECTS[host.spoken].aliases}))"
     state: dict[str, Tensor] = {}
-    blocks: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in state_dict.items():
-        if re.fullmatch(f"(?:{host.dropped})|(?:{host.headless})", name):
-            continue
-        if re.fullmatch(host.aliases, name):
-            check_repeats(name, state_dict)
-            continue
-        if match := re.fullmatch(host.block, name):
-            words = _words(match, stages)
-            place = f"{words['fast']}res{words['s']}.{words['i']}.non_local."
-            blocks.setdefault(place, {})[words["rest"]] = tensor
-            continue
-        own = _rename(name, host, stages)
-        if not own:
+    for name, own in names.items():
+        if own is None:
             raise ValueError(f"{name} is no tensor of a network of {dialect}")
-        if own in state:
+        if not own and re.fullmatch(aliases, name):
+            check_repeats(name, state_dict)
+        elif own in state:
             raise ValueError(f"{name} is there twice, under another name of {dialect}")
-        state[own] = tensor.unsqueeze(2) if tensor.ndim == 4 else tensor  # of a network of images
-    for place, block in blocks.items():
-        try:
-            renamed = rename_block(block, DIALECTS[host.spoken])
-        except ValueError as error:
-            raise ValueError(f"{place}{error}") from error
-        state |= {place + name: tensor for name, tensor in renamed.items()}
-    _complete(state)
-    if headless:
+        elif own:
+            state[own] = _shaped(state_dict[name], own)
+    for place in {own.partition(BLOCK)[0] + BLOCK for own in state if BLOCK in own}:
+        complete_block(state, host.spoken, place)
+    complete_norms(state, host.blobs and not any("running" in name for name in state))
+    if any(re.fullmatch(host.headless, name) for name in state_dict):
         return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    if "head.proj.weight" in state:  # a convolution with a kernel of 1, in some
-        state["head.proj.weight"] = state["head.proj.weight"].flatten(1)
     return state
+
+
+def _shaped(tensor: Tensor, own: str) -> Tensor:
+    """Of networks of images; a head that is a convolution with a kernel of 1."""
+    if own == "head.proj.weight":
+        return tensor.flatten(1)
+    return tensor.unsqueeze(2) if tensor.ndim == 4 and not own.endswith("w_f") else tensor
 
 
 def places_in(state: Mapping[str, Tensor]) -> str:
@@ -242,27 +260,13 @@ def places_in(state: Mapping[str, Tensor]) -> str:
 
 def _stages(names: Iterable[str], host: HostDialect) -> dict[str, str]:
     """Stage numbers of a dialect, in order, to ours: res2, res3, ..."""
-    pattern = re.compile("|".join(f"(?:{_unnamed(p, 'n')})" for p, _ in host.names if "<n>" in p))
-    found = {
-        next(n for n in match.groups() if n) for name in names if (match := pattern.fullmatch(name))
-    }
-    return {number: str(stage) for stage, number in enumerate(sorted(found), 2)}
+    numbered = [pattern for pattern, _ in host.names if "<n>" in pattern]
+    matches = (re.fullmatch(pattern, name) for name in names for pattern in numbered)
+    found = sorted({match["n"] for match in matches if match})
+    return {number: str(stage) for stage, number in enumerate(found, 2)}
 
 
-def _unnamed(pattern: str, but: str = "") -> str:
-    """The pattern without group names, of which a union may have no two alike; `but` stays one."""
-    pattern = pattern.replace(f"(?P<{but}>", "(") if but else pattern
-    return re.sub(r"\(\?P<\w+>", "(?:", pattern)
-
-
-def _rename(name: str, host: HostDialect, stages: Mapping[str, str]) -> str:
-    for pattern, own in host.names:
-        if match := re.fullmatch(pattern, name):
-            return own.format(**_words(match, stages))
-    return ""
-
-
-def _words(match: re.Match[str], stages: Mapping[str, str]) -> dict[str, str]:
+def _words(match: re.Match[str], stages: Mapping[str, str], host: HostDialect) -> dict[str, str]:
     words = {key: word for key, word in match.groupdict().items() if word is not None}
     words["fast"] = "fast." if "fast" in words or words.get("p") == "1" else ""
     if "n" in words:
@@ -271,16 +275,6 @@ def _words(match: re.Match[str], stages: Mapping[str, str]) -> dict[str, str]:
         words["l"] = "abc"[int(words["k"]) - 1]
     if "m" in words:
         words["m"] = str(int(words["m"]) - 1)
-    words["t"] = SHORT.get(words.get("t", ""), words.get("t", ""))
+    if host.blobs and "t" in words:
+        words["t"] = SHORT[words["t"]]
     return words
-
-
-def _complete(state: dict[str, Tensor]) -> None:
-    """Norms of networks that keep a scale and a shift only; counters that a file may lack."""
-    for name in [name for name in state if re.search(r"norm(_[abc])?\.weight$", name)]:
-        norm, like = name.removesuffix("weight"), state[name]
-        if norm + "running_var" not in state:
-            state[norm + "running_mean"] = torch.zeros_like(like)
-            state[norm + "running_var"] = torch.full_like(like, 1 - EPS)
-        count = state.get(norm + "num_batches_tracked", torch.tensor(0))
-        state[norm + "num_batches_tracked"] = count.long()

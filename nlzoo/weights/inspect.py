@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nlzoo.models import IMAGE, MODELS, PLACES, create_model
-from nlzoo.weights.blocks import DIALECTS, rename_block
-from nlzoo.weights.hosts import recognise_host, rename_host, unknown_names
-from nlzoo.weights.load import BLOCK, head_of
-from nlzoo.weights.read import read_checkpoint, read_metadata
+from nlzoo.models import create_model
+from nlzoo.registry import IMAGE, MODELS, PLACES
+from nlzoo.weights.blocks import DIALECTS, form_of_tensors, rename_block
+from nlzoo.weights.hosts import BLOCK, HOSTS, recognise_host, rename_host, unknown_names
+from nlzoo.weights.load import check_fits, head_of, spec_of
+from nlzoo.weights.read import read_checkpoint
 from nlzoo.weights.recognise import (
     SHIFTED,
     Architecture,
@@ -20,15 +22,6 @@ from nlzoo.weights.recognise import (
 )
 from nlzoo.weights.zoo import Entry, read_zoo
 
-SPOKEN_BY = {  # where the name of the dialect does not say it
-    "caffe2": "video-nonlocal-net, video-long-term-feature-banks, slowfast-caffe2",
-    "slowfast": "PySlowFast",
-    "gluoncv": "gluoncv_torch",
-    "tushar": "tushar-n; patykov's baselines have the same",
-    "patykov": "patykov's OnlineAction",
-    "alexhex7": "blocks of mit_tsm have the same names",
-    "mmcv": "mmaction2, mmsegmentation, mmdetection",
-}
 MOST = 8  # listed
 
 
@@ -46,9 +39,10 @@ def inspect(path: str | Path) -> dict[str, str]:
     found["tensors"] = f"{len(state)}, {size / 1e6:.3f} M values"
     if image := _image_network(state):
         return found | image
-    own = raw.get("nlzoo") or read_metadata(path).get("nlzoo")
-    if own or any(name.startswith("res2.") for name in state):
-        return found | {"dialect": "nlzoo"} | _network(state, "nlzoo", False, [])
+    spec = spec_of(raw, Path(path))
+    if spec or any(name.startswith("res2.") for name in state):
+        shifted = spec.get("model", {}).get("name", "").startswith("tsm")
+        return found | {"dialect": "nlzoo"} | _network(state, "nlzoo", shifted, [])
     if dialect := recognise_host(state):
         strange = unknown_names(state, dialect)
         known = {name: tensor for name, tensor in state.items() if name not in strange}
@@ -83,7 +77,9 @@ def _image_network(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _spoken(dialect: str) -> str:
-    return f"{dialect} ({SPOKEN_BY[dialect]})" if dialect in SPOKEN_BY else dialect
+    """With those whose names they are."""
+    spoken_by = DIALECTS[HOSTS[dialect].spoken if dialect in HOSTS else dialect].spoken_by
+    return f"{dialect} ({spoken_by})" if spoken_by and dialect != "mmaction2" else dialect
 
 
 def _network(
@@ -105,7 +101,26 @@ def _network(
         found["may be"] = ", ".join([*names, "..."] if rows[MOST:] else names)
     if strange:
         found["does not fit"] = f"unknown names: {', '.join(strange[:MOST])}"
+    elif wrong := _misfit(state, seen):
+        found["does not fit"] = wrong
     return found
+
+
+def _misfit(state: Mapping[str, Tensor], seen: Architecture) -> str:
+    """What is missing, or of another shape than the rest asks for."""
+    blocks: dict[str, Any] = {"places": seen.places, "form": form_of_tensors(state)}
+    blocks |= {} if seen.normed else {"norm": None}
+    width = len(state["stem.conv.weight"])
+    options: dict[str, Any] = {"num_classes": seen.num_classes, "width": width}
+    try:
+        with torch.device("meta"):
+            model = create_model(
+                seen.name, non_local=blocks if seen.places else None, **options, **seen.arch
+            )
+        check_fits(state, model.state_dict(), "the file")
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _arch(seen: Architecture) -> str:
@@ -150,7 +165,7 @@ def _blocks(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, str]]]
 
 
 def _block(block: Mapping[str, Tensor], dialect: str) -> dict[str, str]:
-    own = rename_block(block, DIALECTS[dialect])
+    own = rename_block(block, dialect)
     inner, channels = own["g.weight"].shape[:2]
     dims = own["g.weight"].ndim - 2
     if "w_f" in own:

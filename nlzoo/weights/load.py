@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from nlzoo.network import Network
-from nlzoo.weights.hosts import recognise_host, rename_host
+from nlzoo.weights.hosts import BLOCK, own_names, recognise_host, rename_host
 from nlzoo.weights.lite import rename_lite
 from nlzoo.weights.read import read_checkpoint, read_metadata, warn_not_finite
 from nlzoo.weights.recognise import SHIFTED, Architecture, flatten, read_architecture
 
-BLOCK = ".non_local."
+IMAGE_TWINS = ("tushar", "patykov")  # have the names of every ResNet for images, too
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,12 @@ class WeightFile:
         """Rows of a model's classifier, if the file has it."""
         weight = self.state.get(head_of(model) + "weight")
         return None if weight is None else weight.shape[0]
+
+    @property
+    def has_places(self) -> bool:
+        """Whether it says of itself that it has non-local blocks."""
+        model = self.spec.get("model", {})
+        return bool(model.get("non_local")) or "_nl" in model.get("name", "")
 
     def headless(self, model: Network) -> "WeightFile":
         """Without the model's classifier."""
@@ -62,51 +68,79 @@ def read_weights(path: str | Path, clips: bool = True) -> WeightFile:
     if not state:
         raise ValueError(f"{path} holds no weights; expected a state dict or a checkpoint")
     warn_not_finite(state, path)
-    spec = raw.get("nlzoo") or json.loads(read_metadata(path).get("nlzoo", "{}"))
-    if isinstance(spec, dict) and {"model", "preprocessing"} <= spec.keys():
+    if spec := spec_of(raw, path):
         return WeightFile(path, state, spec)
     dialect = recognise_host(state) if clips else None
+    if dialect is None:
+        own = state if clips else rename_lite(state)
+        return WeightFile(path, own, names=dict(zip(own, state, strict=True)))
+    if dialect in IMAGE_TWINS and getattr(state.get("conv1.weight"), "ndim", 0) == 4:
+        raise ValueError(
+            f"{path} is of a network of images: give pretrained='timm/NAME', which is inflated"
+        )
     try:
-        own = rename_host(state, dialect) if dialect else rename_lite(state)
+        own = rename_host(state, dialect)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    theirs = {id(tensor): name for name, tensor in state.items()}
-    names = {name: theirs[id(tensor)] for name, tensor in own.items() if id(tensor) in theirs}
-    if dialect is None:
-        return WeightFile(path, own, names=names)
+    names = {ours: theirs for theirs, ours in own_names(state, dialect).items() if ours}
     shifted = any(SHIFTED.fullmatch(name) for name in state)
     return WeightFile(path, own, dialect=dialect, seen=read_architecture(own, shifted), names=names)
 
 
-def load_into(model: Network, weights: WeightFile, fresh_blocks: bool = True) -> None:
-    """Load every weight, strictly.
+def spec_of(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What a checkpoint of ours says of its model; empty: it is none of ours.
 
-    A classifier that the file has not, or of another class count, stays freshly initialised, and
-    so do blocks where the file has none; both with a warning.
+    Raises:
+        ValueError: it says it in another form.
+    """
+    text = read_metadata(path).get("nlzoo", "{}")
+    try:
+        spec: Any = raw.get("nlzoo") or json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: its metadata are damaged; convert it again") from error
+    if not (isinstance(spec, dict) and {"model", "preprocessing"} & spec.keys()):
+        return {}
+    model: Any = spec.get("model")
+    named = isinstance(model, dict) and isinstance(model.get("name"), str)
+    if not (named and isinstance(spec.get("preprocessing"), dict)):
+        raise ValueError(f"{path} does not say which model it is; give its state dict alone")
+    return {**spec, "model": {"arch": {}, "non_local": None, **model}}
+
+
+def load_into(model: Network, weights: WeightFile, **fresh: bool) -> None:
+    """Load what `fit_to` gives; raises as it does."""
+    model.load_state_dict(fit_to(model, weights, **fresh), strict=False)
+
+
+def fit_to(
+    model: Network, weights: WeightFile, fresh_head: bool = False, fresh_blocks: bool = False
+) -> dict[str, Tensor]:
+    """The file's tensors that a model takes: all of them, for all that it has.
 
     Args:
-        model: with a classifier, or without.
+        model: on any device; nothing is loaded.
         weights: of the same architecture.
-        fresh_blocks: False: blocks that the file has not are an error.
+        fresh_head: a classifier that the file has not, or of another class count, may stay as the
+            model made it; that it does is a warning.
+        fresh_blocks: the same for blocks, where the file has none.
 
     Raises:
         ValueError: names or shapes differ, see `check_fits`.
     """
-    state, own = dict(weights.state), model.state_dict()
-    wanted = dict(own)
+    state, wanted = dict(weights.state), dict(model.state_dict())
     head, classes = head_of(model), weights.num_classes(model)
     there = any(k.startswith(head) for k in state)
     if not model.num_classes:
         state = _without(state, head)
-    elif not there or classes not in (None, model.num_classes):
-        warnings.warn(f"{weights.path}: the classifier starts fresh", stacklevel=2)
+    elif fresh_head and (not there or classes not in (None, model.num_classes)):
+        warnings.warn(f"{weights.path}: the classifier starts fresh", stacklevel=4)
         state, wanted = _without(state, head), _without(wanted, head)
     missing = any(BLOCK in k for k in wanted) and not any(BLOCK in k for k in state)
     if missing and fresh_blocks:
-        warnings.warn(f"{weights.path} has no non-local blocks: they start fresh", stacklevel=2)
+        warnings.warn(f"{weights.path} has no non-local blocks: they start fresh", stacklevel=4)
         wanted = {k: v for k, v in wanted.items() if BLOCK not in k}
     check_fits(state, wanted, weights.path, weights.names)
-    model.load_state_dict(state, strict=False)
+    return state
 
 
 def check_fits(

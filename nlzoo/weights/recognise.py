@@ -8,26 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from nlzoo.geometry import DEPTHS, KINDS, Kind
-from nlzoo.weights.blocks import DIALECTS
+from nlzoo.weights.blocks import DIALECTS, own_block_name
 from nlzoo.weights.hosts import places_in
 
 CONTAINERS = ("state_dict", "model_state", "blobs", "model")
+DEEPEST = 3  # containers, or wrappers, in one another
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 SHIFTED = re.compile(r".*layer\d.*conv1(\.conv)?\.net\.weight")
-# tensors that only one block dialect has; where two write the same, the older one is named
-MARKS = {
-    "mmcv": (r"conv_out\.conv\.weight",),
-    "slowfast": (r"conv_theta\.weight", r"bn\.weight"),
-    "pytorchvideo": (r"conv_theta\.weight",),
-    "tea1528": (r"W_z(\.0)?\.weight",),
-    "gluoncv": (r"W_bn\.0\.weight",),
-    "timm": (r"t\.weight", r"z\.weight"),
-    "mmaction01": (r"phi\.1\.weight", r"bn\.weight"),
-    "patykov": (r"phi\.1\.weight", r"W\.0\.weight"),
-    "tushar": (r"theta\.weight", r"out\.weight"),
-    "caffe2": (r"(.*_)?theta_w", r"(.*_)?out_w"),
-    "alexhex7": (r"g(\.0)?\.weight", r"W(\.0)?\.weight"),
-}
 
 
 @dataclass(frozen=True)
@@ -49,26 +36,27 @@ class Architecture:
 
 
 def flatten(raw: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, out of its containers and without the prefixes of wrappers."""
-    for container in CONTAINERS:
-        inner = raw.get(container)
-        if isinstance(inner, Mapping) and any(isinstance(v, Tensor) for v in inner.values()):
-            return flatten(inner)
+    """The tensors of a checkpoint, out of its container and without the prefixes of wrappers.
+
+    What lies beside a container (optimizers, averages) is not read.
+    """
+    for _ in range(DEEPEST):
+        inner = (raw.get(container) for container in CONTAINERS)
+        held = (one for one in inner if isinstance(one, Mapping))
+        raw = next((one for one in held if any(isinstance(v, Tensor) for v in one.values())), raw)
     state = {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    for wrapper in WRAPPERS:
+    for wrapper in WRAPPERS * DEEPEST:
         if state and all(k.startswith(wrapper) for k in state):
-            return flatten({k.removeprefix(wrapper): v for k, v in state.items()})
+            state = {k.removeprefix(wrapper): v for k, v in state.items()}
     return {k.replace("_orig_mod.", ""): v for k, v in state.items()}
 
 
 def recognise_block(names: Iterable[str]) -> str | None:
     """The dialect of a lone block's tensors, or None."""
     names = list(names)
-    for dialect, marks in MARKS.items():
-        known = [pattern for pattern, _ in DIALECTS[dialect].names]
-        known += [DIALECTS[dialect].aliases] if DIALECTS[dialect].aliases else []
-        has = (any(re.fullmatch(mark, name) for name in names) for mark in marks)
-        if all(has) and all(any(re.fullmatch(p, name) for p in known) for name in names):
+    for dialect, spoken in DIALECTS.items():
+        marks = [any(re.fullmatch(mark, name) for name in names) for mark in spoken.marks]
+        if marks and all(marks) and None not in (own_block_name(n, dialect) for n in names):
             return dialect
     return None
 

@@ -11,9 +11,9 @@ from nlzoo.geometry import DEPTHS, GEOMETRIES
 from nlzoo.models import create_model
 from nlzoo.names import check_choice
 from nlzoo.video import VideoResNet
-from nlzoo.weights.blocks import load_block
+from nlzoo.weights.blocks import facts_of, form_of_tensors, load_block
 from nlzoo.weights.golden import make_input, make_state, relative_error
-from nlzoo.weights.hosts import places_in, rename_host
+from nlzoo.weights.hosts import HOSTS, places_in, rename_host
 from nlzoo.weights.load import check_fits
 from nlzoo.weights.recognise import read_architecture
 
@@ -64,11 +64,15 @@ def form_of(text: str) -> str:
 
 
 def _mmcv(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
+    return load_block(state, "mmcv", x.ndim - 2, **_mmcv_facts(config))
+
+
+def _mmcv_facts(config: dict[str, Any]) -> dict[str, Any]:
     form = form_of(config.get("mode", "embedded_gaussian"))
-    facts: dict[str, Any] = {"subsample": 2 if config.get("sub_sample") else None}
+    facts: dict[str, Any] = {"form": form, "subsample": 2 if config.get("sub_sample") else None}
     if form == "embedded_gaussian" and not config.get("use_scale", True):
         facts["scale"] = 1.0
-    return load_block(state, "mmcv", x.ndim - 2, form=form, **facts)
+    return facts
 
 
 def _alexhex7(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
@@ -119,7 +123,10 @@ def _network(
     own = rename_host(state, dialect)
     seen = read_architecture(own)
     classes = own["head.proj.weight"].shape[0]
-    options = {"places": places_in(own), **non_local} if places_in(own) else None
+    options: dict[str, Any] | None = None
+    if places := places_in(own):
+        form = non_local.get("form") or form_of_tensors(own)
+        options = {"places": places, **facts_of(HOSTS[dialect].spoken, form, non_local)}
     arch = {**(seen.arch if seen else {}), **arch}
     model: Any = create_model(name, num_classes=classes, non_local=options, **arch)
     check_fits(own, model.state_dict(), f"the file ({dialect})")
@@ -198,22 +205,15 @@ def _patykov(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.
 def _port(dialect: str, geometry: str, state: dict[str, Tensor]) -> nn.Module:
     """video-nonlocal-net's, averaged over the whole map."""
     depth = 101 if any(k.startswith("layer3.22.") for k in state) else 50
-    facts = {"subsample": 2}
-    return _network(dialect, f"i3d_r{depth}", state, facts, geometry=geometry, head="map")
+    return _network(dialect, f"i3d_r{depth}", state, {}, geometry=geometry, head="map")
 
 
 def _mmaction2(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    non_local = config.get("non_local") or {}
-    form = form_of(non_local.get("mode", "embedded_gaussian"))
-    facts: dict[str, Any] = {"form": form, "subsample_first": False}
-    facts["subsample"] = 2 if non_local.get("sub_sample") else None
-    if form == "embedded_gaussian" and not non_local.get("use_scale", True):
-        facts["scale"] = 1.0
-    return _inflated("mmaction2", config, state, facts)
+    return _inflated("mmaction2", config, state, _mmcv_facts(config.get("non_local") or {}))
 
 
 def _gluoncv(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    return _inflated("gluoncv", config, state, {"subsample": None})
+    return _inflated("gluoncv", config, state, {})
 
 
 def _inflated(
@@ -236,8 +236,7 @@ def _inflated(
 
 
 def _mit_tsm(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    facts = {"scale": 1.0, "subsample": 2, "subsample_first": False}
-    return _inflated("mit_tsm", {"num_segments": 8, **config}, state, facts)
+    return _inflated("mit_tsm", {"num_segments": 8, **config}, state, {})
 
 
 class Frames(nn.Module):

@@ -1,6 +1,7 @@
 """The published weights: `zoo.csv`, one row a file, and what nlzoo makes of it."""
 
 import csv
+import re
 import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -92,10 +93,15 @@ class Entry:
     def preprocessing(self) -> Preprocessing:
         """What the network was trained on."""
         frames, _, stride = self.clip.partition("x")
+        sizes = [int(number) for number in re.findall(r"\d+", self.crop)]
         labels = resources.files("nlzoo.data") / "labels" / f"{self.labels}.txt"
         return Preprocessing(
             mean=_three(self.mean),
             std=_three(self.std),
+            # PySlowFast plays every video at 30 frames a second
+            fps=30.0 if "_pyslowfast" in self.name or self.name.endswith("_pysf") else 0.0,
+            test_size=sizes[0],
+            test_crop=sizes[1],
             frames=int(frames),
             stride=int(stride),
             classes=tuple(labels.read_text("utf-8").splitlines()) if self.labels else (),
@@ -155,17 +161,17 @@ def fetch_entry(entry: Entry) -> Path:
     return fetch(entry.url, entry.file, digest=entry.hash)
 
 
-def like(model: str, dialect: str, seen: Architecture) -> Entry:
+def like(model: str, dialect: str, seen: Architecture) -> Entry | None:
     """The row of a dialect that is nearest to a model, whose file is then read as that row's.
 
-    The last resort is what most have: embedded Gaussian, with a norm.
+    None where no row is of its kind. The last resort is what most have: embedded Gaussian, with a
+    norm.
     """
     kind, blocks = model.partition("_")[0], bool(seen.places)
 
     def nearness(entry: Entry) -> tuple[bool, ...]:
         return (
             entry.model == model,
-            entry.model.startswith(f"{kind}_"),
             ("_nl" in entry.model) == blocks,
             not blocks or ("norm" not in entry.non_local) == seen.normed,
             not blocks or (entry.non_local.get("form") != "gaussian") == seen.embedded,
@@ -174,7 +180,7 @@ def like(model: str, dialect: str, seen: Architecture) -> Entry:
         )
 
     rows = (e for e in read_zoo().values() if e.gives == "whole" and e.dialect == dialect)
-    return max(rows, key=nearness)
+    return max((e for e in rows if e.model.startswith(f"{kind}_")), key=nearness, default=None)
 
 
 def _three(numbers: str) -> tuple[float, ...]:

@@ -1,0 +1,81 @@
+"""Names of networks: what builds each, and where its non-local blocks are."""
+
+from functools import partial
+from typing import Any
+
+from nlzoo.cifar import CifarResNet
+from nlzoo.image import PATTERNS, image_model
+from nlzoo.slowfast import SlowFast
+from nlzoo.video import VideoResNet
+
+# Residual blocks that a non-local block follows, from 0. ResNet-50: section 4.1, and for five
+# blocks the released code (every second residual block of res3 and res4). ResNet-101: released
+# for five blocks; where its ten go is unpublished: all of res3, and the three of res4 with three
+# halfway. ResNet-18 has two residual blocks a stage: the same rules give 1, 2 and 4 blocks.
+BLOCKS = {
+    ("r18", "nl1"): "res4:0",
+    ("r18", "nl5"): "res3:1 res4:1",
+    ("r18", "nl10"): "res3:0,1 res4:0,1",
+    ("r50", "nl1"): "res4:4",
+    ("r50", "nl5"): "res3:1,3 res4:1,3,5",
+    ("r50", "nl10"): "res3:0,1,2,3 res4:0,1,2,3,4,5",
+    ("r101", "nl1"): "res4:21",
+    ("r101", "nl5"): "res3:1,3 res4:6,13,20",
+    ("r101", "nl10"): "res3:0,1,2,3 res4:3,6,10,13,17,20",
+}
+
+VIDEO: dict[str, partial[Any]] = {
+    "c2d_r18": partial(VideoResNet, "c2d", 18),
+    "c2d_r50": partial(VideoResNet, "c2d", 50),
+    "c2d_r101": partial(VideoResNet, "c2d", 101),
+    "i3d_r18": partial(VideoResNet, "i3d", 18),
+    "i3d_r50": partial(VideoResNet, "i3d", 50),
+    "i3d_r101": partial(VideoResNet, "i3d", 101),
+    "i3d333_r50": partial(VideoResNet, "i3d333", 50),
+    "i3d333_r101": partial(VideoResNet, "i3d333", 101),
+    "tsn_r50": partial(VideoResNet, "tsn", 50, geometry="tsm"),
+    "slowfast_r50": partial(SlowFast, 50, geometry="slowfast_8x8"),
+    "slowfast_r101": partial(SlowFast, 101, geometry="slowfast_8x8"),
+    "slow_r18": partial(VideoResNet, "slow", 18, geometry="slowfast"),
+    "slow_r50": partial(VideoResNet, "slow", 50, geometry="slowfast"),
+    "slow_r101": partial(VideoResNet, "slow", 101, geometry="slowfast"),
+    "tsm_r50": partial(VideoResNet, "tsm", 50, geometry="tsm"),
+    "tsm_r101": partial(VideoResNet, "tsm", 101, geometry="tsm"),
+}
+IMAGE: dict[str, partial[Any]] = {
+    "resnet20_cifar10": partial(CifarResNet, 20),
+    "resnet32_cifar10": partial(CifarResNet, 32),
+    "resnet44_cifar10": partial(CifarResNet, 44),
+    "resnet56_cifar10": partial(CifarResNet, 56),
+}
+TIMM = {
+    f"resnet{depth}": partial(image_model, f"resnet{depth}") for depth in (18, 34, 50, 101, 152)
+}
+BACKBONES = VIDEO | IMAGE | TIMM
+
+PLACES = dict.fromkeys(BACKBONES, "") | {
+    f"{name}_{count}": places
+    for name in VIDEO
+    for (depth, count), places in BLOCKS.items()
+    if name.endswith(f"_{depth}") and not name.startswith(("ts", "slowfast"))
+}
+PLACES |= {
+    "slowfast_r50_nl5": BLOCKS["r50", "nl5"],
+    "slowfast_r101_nl3": "res4:6,13,20",
+    "tsm_r50_nl5": "res3:0,2 res4:0,2,4",  # MIT and mmaction2
+    **{f"{name}_{count}": count for name in TIMM for count in PATTERNS},
+}
+MODELS = {name: BACKBONES[name.partition("_nl")[0]] for name in PLACES}
+
+
+def is_timm(name: str) -> bool:
+    """Whether it is a network of timm's, by a name of ours or its own."""
+    return name.startswith("timm/") or (name in PLACES and name.partition("_nl")[0] in TIMM)
+
+
+def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[str]:
+    """Where `create_model` puts blocks; empty: nowhere."""
+    if isinstance(non_local, str):
+        return non_local
+    places: str | list[str] = (non_local or {}).get("places", PLACES.get(name, ""))
+    return places

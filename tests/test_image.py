@@ -1,0 +1,166 @@
+"""timm's backbones with blocks: places by name and stage, and nothing of timm's is lost."""
+
+import warnings
+
+import pytest
+import timm
+import torch
+
+import nlzoo
+from nlzoo.blocks import NonLocalBlock
+from nlzoo.image import image_model, places_for
+from nlzoo.models import create_model, list_models, load_model, save_model
+
+FAMILIES = [
+    "resnet18",
+    "resnext50_32x4d",
+    "regnety_004",
+    "tf_efficientnet_lite0",
+    "efficientnet_b0",
+    "convnext_atto",
+    "convnextv2_atto",
+    "mobilenetv2_100",
+    "mobilenetv3_small_100",
+    "vgg11_bn",
+    "res2net50_14w_8s",
+    "resnest14d",
+    "cspresnet50",
+    "inception_v3",
+    "resnetv2_50",
+    "darknet53",
+    "nfnet_l0",
+    "gernet_s",
+    "dpn68",
+    "poolformer_s12",
+    "hgnetv2_b0",
+    "mixnet_s",
+    "tresnet_m",
+    "hardcorenas_a",
+    "skresnet18",
+    "edgenext_xx_small",
+    "rexnet_100",
+    "dla34",
+    "ghostnet_100",
+    "ese_vovnet19b_dw",
+]
+
+
+def size(model):
+    return 128 if model.preprocessing.crop <= 256 else 160
+
+
+def images(model, batch=2):
+    side = size(model)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def blocks_of(model):
+    return [m for m in model.modules() if isinstance(m, NonLocalBlock)]
+
+
+def test_patterns_are_the_paper_s():
+    """Section 4.1, and the released code: every second block of ResNet-50, every seventh of 101."""
+    with torch.device("meta"):
+        r50, r101 = image_model("resnet50"), image_model("resnet101")
+    assert places_for(r50, "nl1") == places_for(r50, "before_last:3") == "layer3:4"
+    assert places_for(r50, "nl5") == "layer2:1,3 layer3:1,3,5"
+    assert places_for(r50, "nl10") == "layer2:0,1,2,3 layer3:0,1,2,3,4,5"
+    assert places_for(r101, "nl5") == "layer2:1,3 layer3:6,13,20"
+    assert places_for(r50, "layer2:1 before_last:4") == "layer2:1 layer4:1"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_protocol_and_bit_identity(name):
+    """With fresh blocks: the same bits in both layouts, the same keys, and timm's own methods."""
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = create_model(f"timm/{name}", num_classes=5).eval()
+        model = create_model(f"timm/{name}", num_classes=5, non_local="nl5").eval()
+    keys = {k for k in model.state_dict() if ".non_local." not in k}
+    assert keys == set(plain.state_dict()) == set(timm.create_model(name).state_dict())
+    model.load_state_dict(plain.state_dict(), strict=False)
+    found = blocks_of(model)
+    assert found
+    x = images(model)
+    with torch.no_grad():
+        for layout in (torch.contiguous_format, torch.channels_last):
+            plain.to(memory_format=layout)
+            model.to(memory_format=layout)
+            assert torch.equal(model(x), plain(x))
+        features = model.forward_features(model.normalize(x))
+        assert features.shape[1] == model.num_features
+        assert torch.equal(model.forward_head(features), model(x))
+    model.train()(x).sum().backward()
+    assert all(b.norm.weight.grad.abs().sum() > 0 for b in found)
+    model.reset_classifier(3)
+    assert model.eval()(x).shape == (2, 3)
+    assert model.preprocessing.crop == model.default_cfg["input_size"][-1]
+
+
+def test_what_timm_can_do(tmp_path):
+    model = create_model("resnet18_nl5", num_classes=4).eval()
+    for block in blocks_of(model):
+        torch.nn.init.normal_(block.norm.weight)
+    x = images(model)
+    model.set_grad_checkpointing()
+    model.train()(x).sum().backward()
+    assert all(b.theta.weight.grad is not None for b in blocks_of(model))
+    model.eval().zero_grad()
+    with torch.no_grad():
+        wanted = model(x)
+        assert torch.equal(torch.compile(model, backend="eager")(x), wanted)
+    maps = create_model("resnet18_nl5", features_only=True)(torch.zeros(1, 3, 64, 64))
+    assert [tuple(m.shape[2:]) for m in maps] == [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
+    assert create_model("resnet18_nl1", num_classes=0)(x).shape == (2, 512)
+    save_model(model, tmp_path / "own.safetensors")
+    loaded = load_model(tmp_path / "own.safetensors")
+    with torch.no_grad():
+        assert torch.equal(loaded(x), wanted)
+    assert loaded.spec == model.spec
+
+
+def test_names():
+    names = list_models("resnet*_nl*")
+    assert {"resnet50_nl1", "resnet50_nl5", "resnet101_nl10", "resnet18_nl5"} <= set(names)
+    for name, count in (("resnet18", 0), ("resnet18_nl1", 1), ("resnet50_nl5", 5)):
+        with torch.device("meta"):
+            assert len(blocks_of(create_model(name))) == count
+
+
+def test_a_file_of_timm_s(tmp_path):
+    theirs = timm.create_model("resnet18", num_classes=6).eval()
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    with pytest.warns(UserWarning, match="has no non-local blocks: they start fresh"):
+        model = create_model("resnet18_nl5", pretrained=tmp_path / "theirs.pth").eval()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("timm/resnet51", {}, "timm has no model 'resnet51'; did you mean"),
+        ("resnet50_nl7", {}, "unknown model 'resnet50_nl7'; did you mean"),
+        ("timm/resnet18", {"dropout": 1}, "unexpected keyword argument 'dropout'"),
+        ("timm/vit_tiny_patch16_224", {"non_local": "nl5"}, "passes tokens"),
+        ("timm/swin_tiny_patch4_window7_224", {"non_local": "nl1"}, "passes tokens"),
+        ("timm/vgg11_bn", {"non_local": "nl1"}, "has 0 block: nothing is before its last"),
+        ("timm/resnet18", {"non_local": "before_last:7"}, "unknown stage '7'"),
+        ("timm/resnet18", {"non_local": "layer9:1"}, "has no place 'layer9'"),
+        ("timm/densenet121", {"non_local": "nl5"}, "is a container"),
+    ],
+)
+def test_what_cannot_be(name, options, message):
+    with pytest.raises(ValueError, match=message), torch.device("meta"):
+        create_model(name, **options)
+
+
+def test_costs_are_reported():
+    with torch.device("meta"):
+        model = image_model("resnet50")
+        report = nlzoo.insert_non_local(model, places_for(model, "nl5"))
+    sizes = [(b.channels, b.queries, b.keys) for b in report.blocks]
+    assert sizes == [(512, 784, 196)] * 2 + [(1024, 196, 49)] * 3
