@@ -16,7 +16,7 @@ from nlzoo.files import whole_file
 from nlzoo.image import image_model, places_for
 from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
-from nlzoo.names import check_choice
+from nlzoo.names import check_choice, nearest
 from nlzoo.network import Network
 from nlzoo.preprocessing import Normalize, Preprocessing
 from nlzoo.registry import IMAGE, MODELS, PLACES, is_timm, places_of
@@ -139,7 +139,14 @@ def _published(name: str, pretrained: bool | str | Path, named: Entry | None) ->
     """The row of `zoo.csv` that is meant; None: a file."""
     zoo = read_zoo()
     if pretrained is not True:
-        return zoo.get(str(pretrained)) or zoo.get(f"{name}.{pretrained}")
+        tagged = f"{name.partition('.')[0]}.{pretrained}"
+        found = zoo.get(str(pretrained)) or zoo.get(tagged)
+        if found is None and not Path(str(pretrained)).exists():
+            raise FileNotFoundError(
+                f"no weights file {pretrained}, and no published weights of that name or tag"
+                f"{nearest(tagged, zoo)}"
+            )
+        return found
     found = named or next((e for e in zoo.values() if e.model == name and e.url), None)
     if found is None:
         raise ValueError(f"no published weights for {name}; give a path or timm/NAME")

@@ -12,7 +12,7 @@ from spoken import WRITERS, speak
 
 import nlzoo
 from nlzoo.blocks import NonLocalBlock
-from nlzoo.weights.hosts import recognise_host, rename_host
+from nlzoo.weights.hosts import own_names, recognise_host, rename_host
 from nlzoo.weights.recognise import SHIFTED, flatten, read_architecture
 from nlzoo.weights.zoo import read_zoo
 
@@ -191,3 +191,110 @@ def test_a_file_of_another_dialect_is_no_row_s(tmp_path):
     _, path = file_of("i3d_r50_nl5.k400_32x2_mmaction2_dot", tmp_path)
     with pytest.raises(ValueError, match="mmaction2 names them"):
         nlzoo.create_model("i3d_r50_nl5.k400_32x2_official", pretrained=path, width=16)
+
+
+# dialects_*: what each implementation's code does, whatever its files say
+CODE = {  # keys pooled before phi and g; logits scaled by inner ** -0.5
+    "caffe2": (True, True),
+    "slowfast": (True, True),
+    "mmaction2": (False, None),  # by configuration, see below
+    "gluoncv": (None, True),
+    "mit_tsm": (False, False),
+    "mmaction01": (True, False),
+    "tushar": (True, True),
+    "patykov": (True, True),
+}
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in BUILDABLE if "_nl" in e.model], ids=lambda entry: entry.name
+)
+def test_rows_compute_what_their_code_does(entry):
+    with torch.device("meta"):
+        model = nlzoo.create_model(entry.name)
+    first, scaled = CODE[entry.dialect]
+    if entry.dialect == "mmaction2":  # use_scale: true for SlowOnly only
+        scaled = entry.model.startswith("slow")
+    for block in (m for m in model.modules() if isinstance(m, NonLocalBlock)):
+        pooled = max(block.subsample) > 1
+        assert pooled == (entry.dialect != "gluoncv")
+        assert not pooled or block.subsample_first == first
+        if block.form == "embedded_gaussian":
+            assert block.scale == pytest.approx(block.inner**-0.5 if scaled else 1.0)
+
+
+PARTS = {
+    "a norm's weight": r".*norm\.weight",
+    "a mean": r".*norm_b\.running_mean",
+    "a variance": r".*norm_c\.running_var",
+    "a block's convolution": r".*non_local\.g\.weight",
+    "a block's variance": r".*non_local\.norm\.running_var",
+    "the classifier's bias": r"head\.proj\.bias",
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("dialect", ["caffe2", "slowfast", "mmaction2", "gluoncv", "mit_tsm"])
+def test_no_tensor_may_be_missing(dialect, part, tmp_path):
+    name = ROWS[dialect] if dialect != "slowfast" else ROWS["two pathways"]
+
+    def drop(state):
+        tensors = [k for k, v in state.items() if isinstance(v, torch.Tensor)]
+        for theirs, own in own_names((k.removeprefix("module.") for k in tensors), dialect).items():
+            if own and re.fullmatch(PARTS[part], own):
+                next(state.pop(k) for k in tensors if k.removeprefix("module.") == theirs)
+                return
+
+    _, path = file_of(name, tmp_path, drop)
+    wrong = rf"{PARTS[part]}: file missing|repeats no other tensor"  # where an alias is left
+    with pytest.raises(ValueError, match=wrong):
+        nlzoo.create_model(name, pretrained=path, width=16)
+
+
+def test_without_a_classifier_nobody_asked_for_a_new_one(tmp_path):
+    def drop(state):
+        for name in [k for k in state if "fc_cls" in k]:
+            del state[name]
+
+    name = ROWS["mmaction2"]
+    _, path = file_of(name, tmp_path, drop)
+    with pytest.raises(ValueError, match=r"head\.proj\.bias: file missing"):
+        nlzoo.create_model(name, pretrained=path, width=16)
+    with pytest.warns(UserWarning, match="the classifier starts fresh"):
+        nlzoo.create_model(name, pretrained=path, width=16, num_classes=7)
+
+
+def test_blocks_keep_their_facts_where_one_is_given(tmp_path):
+    name = "i3d_r50_nl5.k400_32x2_mmaction2"
+    _, path = file_of(name, tmp_path)
+    model = nlzoo.create_model(name, pretrained=path, width=16, non_local={"res3": {"groups": 2}})
+    blocks = [m for m in model.modules() if isinstance(m, NonLocalBlock)]
+    assert [b.groups for b in blocks] == [2, 2, None, None, None]
+    assert {(b.scale, b.subsample_first) for b in blocks} == {(1.0, False)}
+    with pytest.warns(UserWarning, match=r"scale 0\.5: the blocks were trained with scale 1\.0"):
+        nlzoo.create_model(name, pretrained=path, width=16, non_local={"scale": 0.5})
+
+
+def test_a_network_of_images_is_no_video_network(tmp_path):
+    import timm
+
+    torch.save(timm.create_model("resnet50").state_dict(), tmp_path / "image.pth")
+    with pytest.raises(ValueError, match="of a network of images: give pretrained='timm/NAME'"):
+        nlzoo.create_model("c2d_r50", pretrained=tmp_path / "image.pth")
+
+
+def test_memory_is_taken_after_the_shapes_are_compared(tmp_path):
+    """A few bytes that say they are a network of a million channels."""
+    spec = {"model": {"name": "i3d_r50_nl5", "arch": {"width": 1 << 20}}, "preprocessing": {}}
+    torch.save({"state_dict": {"a": torch.ones(1)}, "nlzoo": spec}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="is of another architecture"):
+        nlzoo.load_model(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    "spec", [{"model": {}}, {"model": "x", "preprocessing": {}}, {"preprocessing": 3}]
+)
+def test_specs_of_another_form(tmp_path, spec):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "nlzoo": spec}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="does not say which model it is"):
+        nlzoo.load_model(tmp_path / "x.pth")

@@ -135,7 +135,10 @@ def test_what_is_not_there(mirror, monkeypatch):
         create_model("slow_r50_nl5.k400_8x8_pyslowfast", pretrained=True)
     with pytest.raises(FileNotFoundError, match="get it elsewhere, or set NLZOO_MIRROR"):
         create_model("c2d_r50", pretrained=True)
-    with pytest.raises(FileNotFoundError, match="no weights file k400_32x2"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no weights file k400_32x2, and no published .*did you mean .c2d_r50.k400_32x2",
+    ):
         create_model("c2d_r50", pretrained="k400_32x2")
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 FIELDS = ("dialect", "config", "input", "kernel_gain", "state_dict", "output")
-DIGEST = ("shape", "first64", "last16", "sum", "sum_of_squares")  # of a large output
 LIMIT = 2e-5  # relative L2 of a right implementation; unrelated ones differ by about 3e-7
 
 
@@ -27,7 +26,7 @@ def read_golden(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no golden file {path}")
+        raise FileNotFoundError(f"no golden file {path}; give a JSON file that exists")
     try:
         golden: Any = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -42,10 +41,12 @@ def make_state(golden: dict[str, Any]) -> dict[str, Tensor]:
     """The weights, float32, by their public names; an alias has the values of the name it is of.
 
     Raises:
-        ValueError: an unknown kind of tensor.
+        ValueError: an entry of another form, or of an unknown kind of tensor.
     """
-    gain = golden["kernel_gain"]
-    return {entry[0]: _tensor(gain, *entry) for entry in golden["state_dict"]}
+    gain, entries = golden["kernel_gain"], golden["state_dict"]
+    if wrong := [e for e in entries if not (isinstance(e, list) and len(e) in (3, 4))]:
+        raise ValueError(f"{wrong[0]} is no [name, shape, kind] of a golden file's state_dict")
+    return {entry[0]: _tensor(gain, *entry) for entry in entries}
 
 
 def _tensor(gain: float, key: str, shape: list[int], kind: str, fill_key: str = "") -> Tensor:

@@ -226,7 +226,7 @@ def rename_host(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Ten
     state: dict[str, Tensor] = {}
     for name, own in names.items():
         if own is None:
-            raise ValueError(f"{name} is no tensor of a network of {dialect}")
+            raise ValueError(f"{name} is no tensor of a network of {dialect}: remove or rename it")
         if not own and re.fullmatch(aliases, name):
             check_repeats(name, state_dict)
         elif own in state:

@@ -169,7 +169,10 @@ def check_fits(
             wrong.append(f"{k}{called}: file {file}, model {model}")
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"{path} is of another architecture: {'; '.join(wrong[:3])}{more}")
+        raise ValueError(
+            f"{path} is of another architecture: {'; '.join(wrong[:3])}{more}. "
+            "`python -m nlzoo.weights inspect` says of which"
+        )
 
 
 def _without(state: dict[str, Tensor], head: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.geometry import DEPTHS, GEOMETRIES
 from nlzoo.models import create_model
-from nlzoo.names import check_choice
+from nlzoo.names import check_choice, nearest
 from nlzoo.video import VideoResNet
 from nlzoo.weights.blocks import facts_of, form_of_tensors, load_block
 from nlzoo.weights.golden import make_input, make_state, relative_error
@@ -45,7 +45,14 @@ def verify(golden: dict[str, Any]) -> float:
 def build(golden: dict[str, Any]) -> nn.Module:
     """The golden file's network or block with its tensors, for its input; raises as `verify`."""
     check_choice("dialect", golden["dialect"], BUILDERS)
-    return BUILDERS[golden["dialect"]](golden["config"], make_state(golden), make_input(golden))
+    state, x = make_state(golden), make_input(golden)
+    try:
+        return BUILDERS[golden["dialect"]](golden["config"], state, x)
+    except KeyError as error:
+        raise ValueError(
+            f"the golden file has no {error.args[0]!r}, neither in its config nor as a tensor, "
+            f"which {golden['dialect']} needs"
+        ) from error
 
 
 def run(network: nn.Module, golden: dict[str, Any]) -> Tensor:
@@ -59,7 +66,7 @@ def form_of(text: str) -> str:
     """`embedded Gaussian`, `dot_product`, ... in this zoo's words."""
     word = "".join(c for c in text.lower() if c.isalpha())
     if word not in FORMS:
-        raise ValueError(f"unknown form {text!r}")
+        raise ValueError(f"unknown form {text!r}{nearest(word, FORMS)}")
     return FORMS[word]
 
 
@@ -189,7 +196,10 @@ def _of_stage(pools: Any, stage: int, pathway: bool) -> tuple[int, ...]:
 
 
 def _pytorchvideo(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    (name,) = re.findall(r"(?:c2d|i3d|slow|slowfast)_r\d+", config["model"])
+    named = re.search(r"(c2d|i3d|slow|slowfast)\w*?_r\d+", config["model"])
+    if named is None:
+        raise ValueError(f"model {config['model']!r}: none of c2d, i3d, slow, slowfast")
+    name = f"{named[1]}_{named[0].rpartition('_')[2]}"
     arch = {"geometry": "slowfast_8x8", "head": "logits"} if "fast" in name else {"geometry": "hub"}
     return _network("pytorchvideo", name, state, {}, **arch)
 
