@@ -77,7 +77,9 @@ class Conv(nn.Conv3d):
     def forward(self, input: Any) -> Any:
         """A map -> a map."""
         (time, *space), (step, *stride), (pad, *pads) = self.kernel_size, self.stride, self.padding
-        if max(space) == 1 and (time > 1 or self.home):
+        on_frames = isinstance(input, Frames) and not input.rows
+        later = on_frames and self.out_channels < self.in_channels  # to move fewer channels
+        if max(space) == 1 and (time > 1 or (self.home and not later)):
             x = Frames.of(input, True, stride)
             reach = self.dilation[0], 1
             data = F.conv2d(x.data, self.weight, self.bias, (step, 1), (pad, 0), reach)
