@@ -57,6 +57,9 @@ def onnx_parser() -> ArgumentParser:
     made.add_argument(
         "--islands", default="on", help="off: scores in 16 bits too, if they allow it"
     )
+    made.add_argument(
+        "--layout", default="frames", help="2D convolutions; clip: 3D ones, for OpenVINO"
+    )
     made.add_argument("--shape", default="", help="of the input: 2,3,32,256,256")
     made.add_argument("--licence", default="", help="of the weights, to be kept in the file")
     made.add_argument("--tolerance", type=float, default=0.0, help="relative L2; 0: by precision")
@@ -82,6 +85,7 @@ def onnx(options: Namespace) -> None:
         precision=options.precision,
         raw=options.preprocess,
         islands=options.islands == "on",
+        layout=options.layout,
         shape=numbers("shape", options.shape),
         licence=options.licence,
         tolerance=options.tolerance,

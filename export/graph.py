@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from nlzoo.export.frames import flatten_
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -17,6 +18,7 @@ from nlzoo.video import Head, VideoResNet
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WINDOW = 7  # of the head, positions of the last map: `spec.LEAST` pixels
+LAYOUTS = ("frames", "clip")
 SOFTMAX = ("embedded_gaussian", "gaussian")
 
 
@@ -42,13 +44,14 @@ class Graph(nn.Module):
     """A float32 (for video networks also uint8) input, a float32 output.
 
     The blocks are written as matrix products and one softmax (dot product in the order of fewest
-    products), whose scores stay float32 whatever the precision; convolutions as Conv3d. The
-    network that is copied stays as it is.
+    products), whose scores stay float32 whatever the precision. The network that is copied stays
+    as it is.
 
     Args:
         model: any network of one input and one output.
         any_size: clips of other heights and widths will come.
         islands: False: scores and softmax in the precision of the rest.
+        layout: of video networks: frames, see `nlzoo.export.frames`, or clip, which is Conv3d.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Graph(nn.Module):
         model: nn.Module,
         any_size: bool = False,
         islands: bool = True,
+        layout: str = "frames",
     ) -> None:
         super().__init__()
         self.model = deepcopy(model).eval()
@@ -69,6 +73,8 @@ class Graph(nn.Module):
         self.normalize: nn.Module = nn.Identity()
         if isinstance(self.model, VideoResNet):  # normalises in float32
             self.normalize, self.model.normalize = self.model.normalize, self.normalize
+            if layout == "frames":
+                flatten_(self.model)
             if any_size:
                 self.model.head = AnySizeHead(self.model.head)  # type: ignore[assignment]
         self.dtype = torch.float32
@@ -101,15 +107,15 @@ def _fold_norms(model: nn.Module, x: Tensor) -> None:
     Left as it was where that changes the output: another layer, too, uses the convolution's.
     """
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # an output's id, and the output to keep it one
-    pairs: list[tuple[Any, Any]] = []
+    pairs: dict[Any, Any] = {}  # norm -> convolution
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, NonLocalBlock):
-            pairs.extend([(module.out, module.norm)] if isinstance(module.norm, _BatchNorm) else [])
+            pairs.update({module.norm: module.out} if isinstance(module.norm, _BatchNorm) else {})
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             made[id(output)] = module, output
         elif isinstance(module, _BatchNorm) and id(inputs[0]) in made and _is_fixed(module):
-            pairs.append((made[id(inputs[0])][0], module))
+            pairs[module] = made[id(inputs[0])][0]
 
     handles = [module.register_forward_hook(note) for module in model.modules()]
     wanted = model(x)
@@ -117,12 +123,12 @@ def _fold_norms(model: nn.Module, x: Tensor) -> None:
         handle.remove()
     state = deepcopy(model.state_dict())
     names = {module: name for name, module in model.named_modules()}
-    for conv, norm in pairs:
+    for norm, conv in pairs.items():
         statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
         model.set_submodule(names[norm], nn.Identity())
     if (model(x) - wanted).norm() > 1e-4 * wanted.norm():
-        for conv, norm in pairs:
+        for norm, conv in pairs.items():
             model.set_submodule(names[norm], norm)
             conv.weight = nn.Parameter(state[f"{names[conv]}.weight"])
             bias = state.get(f"{names[conv]}.bias")

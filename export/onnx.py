@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import torch
 from nlzoo.export.backend import quiet
-from nlzoo.export.graph import DTYPES, Graph, largest_logit
+from nlzoo.export.graph import DTYPES, LAYOUTS, Graph, largest_logit
 from nlzoo.export.parity import TOLERANCE, Parity, compare, draw_inputs
 from nlzoo.export.runtime import Runner
 from nlzoo.export.source import Source, load_network
@@ -32,6 +32,7 @@ def export_onnx(
     precision: str = "fp32",
     raw: bool = False,
     islands: bool = True,
+    layout: str = "frames",
     shape: Sequence[int] = (),
     licence: str = "",
     tolerance: float = 0.0,
@@ -46,6 +47,8 @@ def export_onnx(
         precision: fp32, fp16 or bf16; the blocks' scores and softmax stay float32.
         raw: take uint8 clips; the cast and the normalisation are in the graph.
         islands: False: scores and softmax in `precision` too, where the largest score allows it.
+        layout: of video networks: frames, 2D convolutions, which suit ONNX Runtime; or clip, 3D
+            ones, which suit OpenVINO.
         shape: of the input, see `load_network`.
         licence: of the weights, to be kept in the file.
         tolerance: largest relative L2; 0: that of the precision, `parity.TOLERANCE`.
@@ -55,11 +58,12 @@ def export_onnx(
 
     Raises:
         FileNotFoundError: no such checkpoint.
-        ValueError: unknown name, axis or precision, an opset out of range, no shape, a clip too
-            small for dynamic sizes, scores too large to go without islands; a file that ended
+        ValueError: unknown name, axis, precision or layout, an opset out of range, no shape, a clip
+            too small for dynamic sizes, scores too large to go without islands; a file that ended
             with other axes than asked for, or out of tolerance.
     """
     check_choice("precision", precision, DTYPES)
+    check_choice("layout", layout, LAYOUTS)
     if Path(path).suffix != ".onnx":
         raise ValueError(f"{path}: an ONNX file is called NAME.onnx")
     opset = opset or (18 if precision != "bf16" else 22)
@@ -84,7 +88,7 @@ def export_onnx(
     if not islands and (largest := largest_logit(model, inputs)) > NO_ISLANDS:
         raise ValueError(f"islands off: scores reach {largest:.3g}, more than {NO_ISLANDS}")
     with whole_file(path) as part:
-        graph = Graph(model, spec.any_size, islands).narrow(precision, inputs[0])
+        graph = Graph(model, spec.any_size, islands, layout).narrow(precision, inputs[0])
         _write(graph, spec, opset, part)
         _check_axes(part, spec)
         parity = _run_and_compare(part, model, inputs, spec)
@@ -95,6 +99,8 @@ def export_onnx(
 def _write(graph: Graph, spec: Spec, opset: int, path: Path) -> None:
     """Export, with metadata."""
     shape = list(spec.shape)
+    for axis in spec.axes.values():  # at size 1 conv2d's choice of a memory format would fix it
+        shape[axis] = max(shape[axis], 2)
     if "width" in spec.dynamic:
         shape[-1] += 32  # no two axes of the example may look the same
     example = torch.zeros(shape, dtype=torch.uint8 if spec.raw else torch.float32)

@@ -90,8 +90,8 @@ class _Calibration(CalibrationDataReader):
 def block_convolutions(graph: GraphProto) -> list[str]:
     """Names of the convolutions next to a product of two activations: theta, phi, g, W_z.
 
-    Blocks of nlzoo have none, their projections are matrix products already; blocks of others do.
-    They are found by what they compute, as names of nodes and weights differ from tool to tool.
+    Blocks of which these are matrix products already have none. They are found by what they
+    compute, as names of nodes and weights differ from tool to tool.
     """
     constants = {w.name for w in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}

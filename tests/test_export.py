@@ -298,7 +298,7 @@ def test_bfloat16_files_are_checked_in_float32(tmp_path):
     source, model = checkpoint(tmp_path / "c.ckpt")
     assert 1e-4 < export_onnx(source, tmp_path / "m.onnx", precision="bf16").relative_l2 < 5e-2
     weights = onnx.load(tmp_path / "m.onnx").graph.initializer
-    assert {w.data_type for w in weights if len(w.dims) == 5} == {onnx.TensorProto.BFLOAT16}
+    assert {w.data_type for w in weights if len(w.dims) == 4} == {onnx.TensorProto.BFLOAT16}
     with Runner(tmp_path / "m.onnx") as runner:
         assert compare(model, runner, [clips(1)]).relative_l2 < 5e-2
     with pytest.raises(ValueError, match="there are none in fp32"):

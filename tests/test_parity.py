@@ -36,7 +36,7 @@ def sabotage(path, part):
         name = next(n for n in file.graph.node if n.op_type == "Conv").input[1]
         array = numpy_helper.to_array(weights[name]).copy()
         if part == "weight":
-            array[0, 0, 0, 0, 0] += 0.5
+            array[0, 0, 0, 0] += 0.5
         else:
             array = array[:, ::-1].copy()
     weights[name].CopyFrom(numpy_helper.from_array(array, name))
