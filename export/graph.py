@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.convs import SpaceConv3d, TimeConv3d
+from nlzoo.slowfast import SlowFast
 from nlzoo.video import Head, VideoResNet
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -73,7 +74,8 @@ class Graph(nn.Module):
         self.normalize: nn.Module = nn.Identity()
         if isinstance(self.model, VideoResNet):  # normalises in float32
             self.normalize, self.model.normalize = self.model.normalize, self.normalize
-            if layout == "frames":
+            # SlowFast joins its pathways by functions that see more than single positions
+            if layout == "frames" and not isinstance(self.model, SlowFast):
                 flatten_(self.model)
             if any_size:
                 self.model.head = AnySizeHead(self.model.head)  # type: ignore[assignment]
