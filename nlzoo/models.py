@@ -69,6 +69,8 @@ def create_model(
     if is_timm(name):
         return _build_timm(name, pretrained, num_classes, non_local, preprocessing, arch)
     entry = find(name) if "." in name else None
+    if entry and not entry.model:
+        raise ValueError(f"{entry.name} cannot be built: {entry.reason}")
     weights: WeightFile | nn.Module | None = None
     if str(pretrained).startswith("timm/"):
         if name in IMAGE:
@@ -79,8 +81,6 @@ def create_model(
         entry = entry or published
         path = fetch_entry(published) if published else str(pretrained)
         weights = read_weights(path, clips=name not in IMAGE)
-    if entry and not entry.model:
-        raise ValueError(f"{entry.name} cannot be built: {entry.reason}")
     model = entry.model if entry and entry.name == name else name
     return _build(model, num_classes, non_local, preprocessing, arch, weights, entry)
 
@@ -216,6 +216,11 @@ def _trained(name: str, weights: WeightFile | nn.Module | None, entry: Entry | N
     file = weights if isinstance(weights, WeightFile) else None
     if file and file.spec:
         model, saved = file.spec["model"], Preprocessing.from_dict(file.spec["preprocessing"])
+        if entry and entry.name.startswith(f"{name}.") and (model["arch"] or {}) != entry.arch:
+            raise ValueError(
+                f"{file.path} says of itself that it is {model['name']} with {model['arch']}, and "
+                f"{entry.name} is {entry.arch}: give the model's name alone"
+            )
         return Trained(model["arch"] or {}, model["non_local"], saved)
     if file and file.dialect and entry and not _speaks(file.dialect, entry.dialect):
         raise ValueError(

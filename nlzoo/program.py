@@ -35,6 +35,12 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             raise
         sys.stderr.write(f"nlzoo: {one_line(error)}\n")
         sys.exit(2)
+    except Exception as error:  # input that nobody thought of, or a fault of ours
+        if os.environ.get("NLZOO_DEBUG"):
+            raise
+        text = f"{type(error).__name__}: {one_line(error)}"
+        sys.stderr.write(f"nlzoo: unexpected {text}; NLZOO_DEBUG=1 shows where\n")
+        sys.exit(2)
 
 
 class ShortHelp(DefaultHelpFormatter):

@@ -113,7 +113,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("name", [ROWS[d] for d in ("caffe2", "mmaction2", "gluoncv", "patykov")])
 def test_wrong_tensors_are_refused_by_name(name, fault, tmp_path):
     changed = []
 

@@ -125,13 +125,19 @@ EFFECTS = {
 }
 
 
+def of_blocks(name):
+    """Those of whole networks take longer: a pass for each effect."""
+    large = "block" not in name and "mmcv" not in name and "pytorchvideo" not in name
+    return pytest.param(name, marks=pytest.mark.slow if large else ())
+
+
 def effects(path):
     golden = read_golden(path)
     return {**golden.get("effects", {}), **golden.get("sensitivity_relative_l2", {})}
 
 
 @needs_goldens
-@pytest.mark.parametrize("name", [by_size(name) for name in NAMES if effects(GOLDENS / name)])
+@pytest.mark.parametrize("name", map(of_blocks, (n for n in NAMES if effects(GOLDENS / n))))
 def test_mistakes_have_the_effects_that_a_golden_lists(name):
     golden = read_golden(GOLDENS / name)
     network = build(golden)

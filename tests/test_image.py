@@ -70,7 +70,9 @@ def test_patterns_are_the_paper_s():
     assert places_for(r50, "layer2:1 before_last:4") == "layer2:1 layer4:1"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [*FAMILIES[:4], *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES[4:])]
+)
 def test_protocol_and_bit_identity(name):
     """With fresh blocks: the same bits in both layouts, the same keys, and timm's own methods."""
     torch.manual_seed(0)

@@ -117,7 +117,7 @@ DIALECTS = {
         _convs("t", "p", "g", "z", "norm"), UNPOOLED, (r"t\.weight", r"z\.weight")
     ),
     "mmaction01": BlockDialect(
-        _convs("theta", r"phi\.1", r"g\.1", r"W\.0", r"W\.1"),
+        _convs("theta", r"phi(?:\.1)?", r"g(?:\.1)?", r"W(?:\.0)?", r"W\.1"),
         POOLED_FIRST | PLAIN,
         (r"phi\.1\.weight", r"bn\.weight"),
         aliases=r"bn\..*",
@@ -183,7 +183,7 @@ def load_block(
     block = NonLocalBlock(channels, dims=dims, inner=inner, norm=norm, **facts)
     own = block.state_dict()
     for name in own.keys() & state.keys():  # kernels of 1, written for other dimensions
-        if state[name].numel() == own[name].numel() and state[name].ndim > 1:
+        if state[name].ndim > 1 and _wide(state[name]) == _wide(own[name]):
             state[name] = state[name].reshape(own[name].shape)
     for name in sorted(own.keys() | state.keys()):
         got = tuple(state[name].shape) if name in state else "missing"
@@ -192,6 +192,11 @@ def load_block(
             raise ValueError(f"{dialect}: {name} is {got} in the file, {wanted} in the block")
     block.load_state_dict(state)
     return block.eval()
+
+
+def _wide(tensor: Tensor) -> list[int]:
+    """Its sizes, but for those of 1."""
+    return [size for size in tensor.shape if size > 1]
 
 
 def facts_of(dialect: str, form: str, facts: Mapping[str, Any]) -> dict[str, Any]:

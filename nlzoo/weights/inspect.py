@@ -11,7 +11,7 @@ from nlzoo.models import create_model
 from nlzoo.registry import IMAGE, MODELS, PLACES
 from nlzoo.weights.blocks import DIALECTS, form_of_tensors, rename_block
 from nlzoo.weights.hosts import BLOCK, HOSTS, recognise_host, rename_host, unknown_names
-from nlzoo.weights.load import check_fits, head_of, spec_of
+from nlzoo.weights.load import IMAGE_TWINS, check_fits, head_of, spec_of
 from nlzoo.weights.read import read_checkpoint
 from nlzoo.weights.recognise import (
     SHIFTED,
@@ -43,7 +43,10 @@ def inspect(path: str | Path) -> dict[str, str]:
     if spec or any(name.startswith("res2.") for name in state):
         shifted = spec.get("model", {}).get("name", "").startswith("tsm")
         return found | {"dialect": "nlzoo"} | _network(state, "nlzoo", shifted, [])
-    if dialect := recognise_host(state):
+    dialect = recognise_host(state)
+    if dialect in IMAGE_TWINS and getattr(state.get("conv1.weight"), "ndim", 0) == 4:
+        return found | {"dialect": "torchvision or timm", "architecture": "a ResNet for images"}
+    if dialect:
         strange = unknown_names(state, dialect)
         known = {name: tensor for name, tensor in state.items() if name not in strange}
         found |= {"dialect": _spoken(dialect)}
@@ -52,7 +55,9 @@ def inspect(path: str | Path) -> dict[str, str]:
             renamed = rename_host(known, dialect)
         except ValueError as error:
             return found | {"does not fit": str(error)}
-        return found | _network(renamed, dialect, shifted, strange)
+        odd = dict(_blocks({name: state[name] for name in strange}))
+        there = {f"block at {p}": f"{b['architecture']}; {b['dialect']}" for p, b in odd.items()}
+        return found | _network(renamed, dialect, shifted, strange) | there
     if blocks := dict(_blocks(state)):
         if alone := blocks.pop("", None):
             return found | alone

@@ -15,7 +15,7 @@ from nlzoo.weights.blocks import facts_of, form_of_tensors, load_block
 from nlzoo.weights.golden import make_input, make_state, relative_error
 from nlzoo.weights.hosts import HOSTS, places_in, rename_host
 from nlzoo.weights.load import check_fits
-from nlzoo.weights.recognise import read_architecture
+from nlzoo.weights.recognise import flatten, read_architecture
 
 FORMS = {  # as implementations call them
     "softmax": "embedded_gaussian",
@@ -45,20 +45,28 @@ def verify(golden: dict[str, Any]) -> float:
 def build(golden: dict[str, Any]) -> nn.Module:
     """The golden file's network or block with its tensors, for its input; raises as `verify`."""
     check_choice("dialect", golden["dialect"], BUILDERS)
-    state, x = make_state(golden), make_input(golden)
+    state, x = flatten(make_state(golden)), make_input(golden)
     try:
         return BUILDERS[golden["dialect"]](golden["config"], state, x)
-    except KeyError as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"the golden file has no {error.args[0]!r}, neither in its config nor as a tensor, "
-            f"which {golden['dialect']} needs"
+            f"its config, or its tensors, lack what {golden['dialect']} needs: {error}"
         ) from error
 
 
 def run(network: nn.Module, golden: dict[str, Any]) -> Tensor:
-    """Its output for the golden file's input."""
+    """Its output for the golden file's input, as the file's `output_kind` says."""
+    kind, x = golden.get("output_kind", "logits"), make_input(golden)
+    check_choice("output_kind", kind, ("logits", "probabilities", "features"))
+    model: Any = network[-1] if isinstance(network, nn.Sequential) else network
     with torch.no_grad():
-        output: Tensor = network(make_input(golden))
+        if kind == "features" and isinstance(model, VideoResNet):
+            output: Tensor = model.forward_features(x)
+        elif kind == "probabilities":
+            model.head.average = "softmax" if model.head.average == "logits" else "map"
+            output = network(x).softmax(-1)
+        else:
+            output = network(x)
     return output
 
 
@@ -116,8 +124,11 @@ def _timm(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Mod
 
 def _pytorchvideo_block(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
     form = form_of(config.get("instantiation", "softmax"))
-    pool = tuple(config.get("pool_size", (1, 1, 1)))
-    return load_block(state, "pytorchvideo", 3, form=form, subsample=pool)
+    pool = tuple(config.get("pool_size") or (1, 1, 1))
+    block = load_block(state, "pytorchvideo", 3, form=form, subsample=pool)
+    if isinstance(block.norm, nn.BatchNorm3d):
+        block.norm.eps = config.get("norm_eps", block.norm.eps)
+    return block
 
 
 # -- whole networks ---------------------------------------------------------------------------
@@ -172,7 +183,8 @@ def _slowfast(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn
     two = config["arch"] == "slowfast"
     geometry = "slowfast"
     if two:
-        geometry = "slowfast_4x16" if "4x16" in config.get("yaml", "") else "slowfast_8x8"
+        alpha = config.get("alpha", 8 if "4x16" in config.get("yaml", "") else 4)
+        geometry = "slowfast_4x16" if alpha == 8 else "slowfast_8x8"
     name = f"{config['arch']}_r{config['depth']}"
     form = {"form": form_of(config["instantiation"])}
     model = _network(dialect, name, state, form, geometry=geometry)
@@ -233,7 +245,8 @@ def _inflated(
     if "num_segments" in config:
         if config.get("shift_div", 8) != 8:
             raise ValueError(f"shift_div {config['shift_div']}: networks here shift an eighth")
-        model = _network(dialect, f"tsm_r{depth}", state, facts)
+        kind = "tsm" if any(".net." in name for name in state) else "tsn"
+        model = _network(dialect, f"{kind}_r{depth}", state, facts)
         return nn.Sequential(Frames(config["num_segments"]), model)
     slow = config["pool2"] is None
     geometry = "slowfast" if slow else "mmaction"
