@@ -235,7 +235,14 @@ def rename_host(state_dict: Mapping[str, Tensor], dialect: str) -> dict[str, Ten
             state[own] = _shaped(state_dict[name], own)
     for place in {own.partition(BLOCK)[0] + BLOCK for own in state if BLOCK in own}:
         complete_block(state, host.spoken, place)
-    complete_norms(state, host.blobs and not any("running" in name for name in state))
+    if host.blobs:  # hosts and blocks are affine, or not, each for themselves
+        for inside in (False, True):
+            part = {name for name in state if (BLOCK in name) == inside}
+            if not any("running" in name for name in part):
+                norms = {name: state[name] for name in part}
+                complete_norms(norms, affine=True)
+                state |= norms
+    complete_norms(state)
     if any(re.fullmatch(host.headless, name) for name in state_dict):
         return {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
     return state

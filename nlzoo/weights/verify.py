@@ -17,6 +17,7 @@ from nlzoo.weights.hosts import HOSTS, places_in, rename_host
 from nlzoo.weights.load import check_fits
 from nlzoo.weights.recognise import flatten, read_architecture
 
+UNPOOLED = dict.fromkeys(("2d", "c2d_nopool", "slow_c2d"), "tsn")  # PySlowFast's words
 FORMS = {  # as implementations call them
     "softmax": "embedded_gaussian",
     "embeddedgaussian": "embedded_gaussian",
@@ -185,7 +186,7 @@ def _slowfast(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn
     if two:
         alpha = config.get("alpha", 8 if "4x16" in config.get("yaml", "") else 4)
         geometry = "slowfast_4x16" if alpha == 8 else "slowfast_8x8"
-    name = f"{config['arch']}_r{config['depth']}"
+    name = f"{UNPOOLED.get(config['arch'], config['arch'])}_r{config['depth']}"
     form = {"form": form_of(config["instantiation"])}
     model = _network(dialect, name, state, form, geometry=geometry)
     for place, block in model.named_modules():
@@ -208,7 +209,7 @@ def _of_stage(pools: Any, stage: int, pathway: bool) -> tuple[int, ...]:
 
 
 def _pytorchvideo(config: dict[str, Any], state: dict[str, Tensor], x: Tensor) -> nn.Module:
-    named = re.search(r"(c2d|i3d|slow|slowfast)\w*?_r\d+", config["model"])
+    named = re.search(r"(c2d|i3d|slowfast|slow)\w*?_r\d+", config["model"])
     if named is None:
         raise ValueError(f"model {config['model']!r}: none of c2d, i3d, slow, slowfast")
     name = f"{named[1]}_{named[0].rpartition('_')[2]}"
