@@ -130,6 +130,7 @@ def test_wrong_tensors_are_refused_by_name(name, fault, tmp_path):
     assert called.get(fault, stem) in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", BUILDABLE, ids=lambda entry: entry.name)
 def test_every_row_reads_its_own_names(entry):
     with torch.device("meta"), warnings.catch_warnings():
@@ -233,6 +234,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("dialect", ["caffe2", "slowfast", "mmaction2", "gluoncv", "mit_tsm"])
 def test_no_tensor_may_be_missing(dialect, part, tmp_path):
