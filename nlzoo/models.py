@@ -24,7 +24,7 @@ from nlzoo.version import __version__
 from nlzoo.video import VideoResNet
 from nlzoo.weights.blocks import facts_of
 from nlzoo.weights.hosts import HOSTS
-from nlzoo.weights.load import WeightFile, fit_to, read_weights
+from nlzoo.weights.load import WeightFile, fit_to, load_into, read_weights
 from nlzoo.weights.zoo import Entry, fetch_entry, find, like, read_zoo
 
 
@@ -270,8 +270,7 @@ def _build_timm(
         _set_classes(model, file, None)
     _insert(model, name, non_local)
     if file:
-        fitting = fit_to(model, file, bool(asked), not file.has_places)
-        model.load_state_dict(fitting, strict=False)
+        load_into(model, file, fresh_head=bool(asked), fresh_blocks=not file.has_places)
     model.spec = {"name": name, "arch": arch, "non_local": non_local}
     return model
 
