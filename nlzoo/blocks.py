@@ -94,6 +94,7 @@ class NonLocalBlock(nn.Module):
         self.subsample = _kernel(subsample, dims)
         self.subsample_first, self.zero_init = subsample_first, zero_init
         self.extent, self.groups, self.route = extent, groups, route
+        self._pools_first = subsample_first or max(self.subsample) == 1
         self._axes = _axes(dims, self.subsample, extent, groups)
         if form != "gaussian":
             self.theta = CONVS[dims](channels, inner, 1, bias=bias)
@@ -152,6 +153,23 @@ class NonLocalBlock(nn.Module):
                 "sub-sample less or use larger input"
             )
         return queries, keys
+
+    def multiply_adds(self, shape: Sequence[int]) -> int:
+        """Of one sample of an input (B, C, *S), by the route taken where the weights are."""
+        n, m = self.positions(shape)
+        c, d, form, weight = self.channels, self.inner, self.form, self.g.weight
+        rows = n // prod(shape[2:][self._axes]) * (self.groups or 1)  # see `_fold`
+        keys = rows * m
+        convolved = keys if self._pools_first else n
+        total = (n + convolved) * c * d  # W_z, g
+        if form == "concatenation":  # theta is never run, see `_scores`
+            total += (n + d) * c
+            total += (keys + d) * c if self._pools_first else n * c * d + keys * d
+        elif form != "gaussian":
+            total += (n + convolved) * c * d
+        sizes = (n // rows, m, {"gaussian": c, "concatenation": 1}.get(form, d), d)
+        route = ops.choose_route(form, self.route, weight.device.type, weight.dtype, sizes)
+        return total + rows * ops.multiply_adds(form, route, sizes)
 
     @torch.no_grad()
     def attention(self, x: Tensor, query: int | Sequence[int], sample: int = 0) -> Tensor:
@@ -231,7 +249,7 @@ class NonLocalBlock(nn.Module):
 
     def _keys(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(B', *S', C) -> phi (B', M, D), or x, or scores b (D = 1); g (B', M, inner)."""
-        first = self.subsample_first or max(self.subsample) == 1
+        first = self._pools_first
         x = self._pool(rows) if first else rows
         if self.form == "gaussian":
             phi, g = x, _linear(x, self.g)

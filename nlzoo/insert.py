@@ -27,6 +27,7 @@ class BlockReport:
     shape: tuple[int, ...]  # of the map (B, C, *S) it was measured on
     queries: int  # N
     keys: int  # M, after sub-sampling
+    multiply_adds: int  # of one sample
     parameters: int
     note: str = ""
 
@@ -44,11 +45,12 @@ class InsertionReport:
     blocks: tuple[BlockReport, ...]
 
     def __str__(self) -> str:
-        rows = [("place", "channels", "map", "N", "M", "MB", "parameters", "")]
+        rows = [("place", "channels", "map", "N", "M", "MB", "GMACs", "parameters", "")]
         for b in self.blocks:
             size = "x".join(map(str, b.shape[2:]))
-            counts = (f"{b.queries:,}", f"{b.keys:,}", f"{b.megabytes:.3g}", f"{b.parameters:,}")
-            rows.append((b.place, str(b.channels), size, *counts, b.note))
+            cost = (f"{b.megabytes:.3g}", f"{b.multiply_adds / 1e9:.3g}", f"{b.parameters:,}")
+            places = (size, f"{b.queries:,}", f"{b.keys:,}")
+            rows.append((b.place, str(b.channels), *places, *cost, b.note))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
         return "\n".join(line.rstrip() for line in lines)
@@ -95,7 +97,8 @@ def insert_non_local(
             sub-sampled by 2 in space, as released, where they are at least 2 wide.
 
     Returns:
-        What was inserted, with the sizes of the attention maps of the example.
+        What was inserted, with the sizes of the attention maps of the example, and its cost in
+        multiply-adds a sample.
 
     Raises:
         ValueError: no place; a place that is unknown (names the nearest), out of range, listed
@@ -278,7 +281,8 @@ def _build(
     built.to(device=like.device, dtype=output.dtype).train(place.training)
     parameters = sum(prod(p.shape) for p in built.parameters())
     queries, keys = built.positions(shape)
-    return built, BlockReport(name, shape[1], shape, queries, keys, parameters, note)
+    cost = built.multiply_adds(shape)
+    return built, BlockReport(name, shape[1], shape, queries, keys, cost, parameters, note)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ from nlzoo.names import check_choice
 
 Route = Literal["auto", "definition", "fast", "sdpa", "chunked"]
 
+BLOCK = 64  # rows of one triangular product of suffix sums
+
 _SOFTMAX: tuple[Route, ...] = ("auto", "definition", "fast", "sdpa", "chunked")
 _OTHERS: tuple[Route, ...] = ("auto", "definition", "fast")
 ROUTES: dict[str, tuple[Route, ...]] = {
@@ -57,12 +59,24 @@ def choose_route(
 
 
 def _definition_is_faster(form: str, device: str, n: int, m: int, d: int, dv: int) -> bool:
-    if form == "dot_product":  # counted multiply-adds
-        return n * m * (d + dv) <= (n + m) * d * dv
+    if form == "dot_product":
+        textbook, fast = (multiply_adds(form, r, (n, m, d, dv)) for r in ("definition", "fast"))
+        return textbook <= fast
     if ROUTES[form] is _SOFTMAX:  # measured on a CPU; a GPU has its fused kernels at every size
         return device == "cpu" and n * m < 400_000
     # Measured on a CPU; on a GPU the many small kernels of the fast form cost their launches.
     return n * m < (150_000 if device == "cpu" else 4_000_000)
+
+
+def multiply_adds(form: str, route: str, sizes: tuple[int, int, int, int]) -> int:
+    """Of a sample's products by a route that `choose_route` returned, for sizes (N, M, D, Dv)."""
+    n, m, d, dv = sizes
+    if form == "concatenation" and route == "fast":  # two suffix sums; the rest is elementwise
+        blocks = m // BLOCK + 1
+        return 2 * blocks * (BLOCK**2 + blocks) * dv
+    if form == "concatenation":  # a_i + b_j is no product
+        return n * m * dv
+    return (n + m) * d * dv if route == "fast" else n * m * (d + dv)
 
 
 def _fused_kernel_exists(device: str, dtype: torch.dtype, d: int, dv: int) -> bool:
@@ -223,18 +237,18 @@ def _take(rows: Tensor, index: Tensor) -> Tensor:
     return rows.reshape(b * m, d).index_select(0, index.flatten()).view(b, -1, d)
 
 
-def _suffix_sums(g: Tensor, block: int = 64) -> Tensor:
+def _suffix_sums(g: Tensor) -> Tensor:
     """(B, M, D) -> (B, >= M + 1, D): row k holds sum_{j >= k} g_j, zero from row M on.
 
     Triangular products inside blocks, then across them: deterministic on a GPU, where cumsum is
     not, and faster than cumsum on a CPU. Suffixes, as differences of prefixes would cancel.
     """
     b, m, d = g.shape
-    blocks = m // block + 1  # at least one row of padding: the empty sum
-    g = F.pad(g, (0, 0, 0, blocks * block - m)).view(b, blocks, block, d)
-    within = g.new_ones(block, block).triu() @ g
+    blocks = m // BLOCK + 1  # at least one row of padding: the empty sum
+    g = F.pad(g, (0, 0, 0, blocks * BLOCK - m)).view(b, blocks, BLOCK, d)
+    within = g.new_ones(BLOCK, BLOCK).triu() @ g
     later = g.new_ones(blocks, blocks).triu(1) @ within[:, :, 0]
-    return (within + later.unsqueeze(2)).view(b, blocks * block, d)
+    return (within + later.unsqueeze(2)).view(b, blocks * BLOCK, d)
 
 
 def _refuse_second_derivative() -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nlzoo import NonLocalBlock, ops
 
@@ -495,3 +496,27 @@ def test_repr_tells_every_choice() -> None:
     text = repr(NonLocalBlock(8, form="dot_product", subsample=2, groups=2))
     for part in ("'dot_product'", "subsample=(1, 2, 2)", "groups=2", "extent='spacetime'"):
         assert part in text
+
+
+COSTS = [
+    {"dims": 1, "subsample": 2},
+    {"dims": 2, "subsample": 2},
+    {"dims": 2, "subsample": 2, "subsample_first": False},
+    {"dims": 2, "inner": 5, "norm": None},
+    {"subsample": (1, 2, 2)},
+    {"subsample": (2, 1, 1), "extent": "time"},
+    {"subsample": 2, "extent": "space"},
+    {"subsample": 2, "groups": 2, "subsample_first": False, "bias": False},
+]
+
+
+@pytest.mark.parametrize("options", COSTS, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_multiply_adds_are_those_counted(form: Any, options: dict[str, Any]) -> None:
+    for route in ops.ROUTES[form]:
+        with torch.device("meta"):
+            made = NonLocalBlock(8, form=form, route=route, **options)
+            x = torch.empty(1, 8, *(8, 9, 10)[-made.dims :])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            made(x)
+        assert 2 * made.multiply_adds(x.shape) == counter.get_total_flops(), route

@@ -3,11 +3,14 @@
 import copy
 import io
 import pickle
+from functools import partial
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 
 from nlzoo import NonLocalBlock, insert_non_local
@@ -142,8 +145,34 @@ def test_report_of_a_resnet() -> None:
     assert report.blocks[0].shape == (1, 128, 28, 28)
     assert report.blocks[0].megabytes == pytest.approx(784 * 196 * 4 / 1e6)
     header, first, _ = str(report).splitlines()
-    assert header.split() == ["place", "channels", "map", "N", "M", "MB", "parameters"]
-    assert first.split() == ["layer2.1", "128", "28x28", "784", "196", "0.615", "33,344"]
+    assert header.split() == ["place", "channels", "map", "N", "M", "MB", "GMACs", "parameters"]
+    size = ["28x28", "784", "196", "0.615", "0.0357", "33,344"]
+    assert first.split() == ["layer2.1", "128", *size]
+
+
+@pytest.mark.parametrize(
+    ("build", "places", "shape"),
+    [
+        (timm.models.resnet50, "layer2:1,3 layer3:1,3,5", (224, 224)),
+        (partial(VideoResNet, "i3d", 50, "8x8"), "res3:1,3 res4:1,3,5", (8, 224, 224)),
+    ],
+    ids=["resnet50", "i3d_r50"],
+)
+@pytest.mark.parametrize("form", ["embedded_gaussian", "dot_product", "concatenation"])
+def test_five_blocks_cost_what_the_report_says(
+    build: Any, places: str, shape: tuple[int, ...], form: str
+) -> None:
+    with torch.device("meta"):
+        model, x = build().eval(), torch.empty(1, 3, *shape)
+    before = flops(model, x)
+    report = insert_non_local(model, places, form=form)
+    assert 2 * sum(b.multiply_adds for b in report.blocks) == flops(model, x) - before
+
+
+def flops(model: nn.Module, x: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return int(counter.get_total_flops())
 
 
 def test_report_of_other_dimensions() -> None:
