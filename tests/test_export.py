@@ -18,7 +18,7 @@ from torch import nn
 from nlzoo import NonLocalBlock, create_model, list_models
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.program import one_line
-from nlzoo.tasks.video import VideoClassification
+from nlzoo.tasks.classification import Classification
 
 FORMS = ["embedded_gaussian", "gaussian", "dot_product", "concatenation"]
 QUICK = [
@@ -39,7 +39,7 @@ def checkpoint(path, model="i3d_r18_nl1", **options):
     """
     torch.manual_seed(0)
     options.setdefault("arch", {"width": 8, "geometry": "8x8"})
-    task = VideoClassification(model, preprocessing=SEEN.to_dict(), **options)
+    task = Classification(model, preprocessing=SEEN.to_dict(), **options)
     with torch.no_grad():
         for norm in task.model.modules():
             if isinstance(norm, nn.BatchNorm3d) and not norm.weight.any():
@@ -146,7 +146,8 @@ def test_blocks_alone(tmp_path, form, dims, pool):
 def assert_engine(path, profiles=()):
     """It builds for three cards, with no GPU, where TensorRT-RTX is installed.
 
-    It is as large as the file, a tenth, and 4 MB of kernels, which count in networks this small.
+    It is as large as the file, a tenth, and the cards' kernels: as many in the published width as
+    here, where they outweigh the weights, so they are counted by node (10 to 25 kB).
     """
     if not find_spec("tensorrt_rtx"):
         return
@@ -154,8 +155,8 @@ def assert_engine(path, profiles=()):
 
     engine = path.with_suffix(".engine")
     build_engine(path, engine, profiles=profiles)
-    size = path.stat().st_size
-    assert size <= engine.stat().st_size <= 1.1 * size + 4_000_000
+    size, nodes = path.stat().st_size, len(onnx.load(path).graph.node)
+    assert size <= engine.stat().st_size <= 1.1 * size + 30_000 * nodes
 
 
 class Silent(nn.Module):
