@@ -18,8 +18,7 @@ def main(argv: Sequence[str]) -> None:
     """Hand over to the subcommand."""
     from nlzoo.export.parity import ToleranceError
 
-    made = PROGRAMS[argv[0]][0]() if argv and argv[0] in PROGRAMS else parser()
-    options = parse_options(parser(), argv, [action.dest for action in made._actions])
+    options = parse_options(parser(), argv)
     try:
         PROGRAMS[options.subcommand][1](options[options.subcommand])
     except ToleranceError as error:

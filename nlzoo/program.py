@@ -85,8 +85,11 @@ def parse_options(
     try:
         return parser.parse_args(list(argv))
     except ArgumentError as error:
-        options = [action.dest.rpartition(".")[2] for action in parser._actions]
-        raise ValueError(parser_message(str(error), [*options, *keys])) from error
+        programs = next((a.choices for a in parser._actions if isinstance(a.choices, dict)), {})
+        asked = programs.get(next(iter(argv), ""), parser)
+        options = [option for action in asked._actions for option in action.option_strings]
+        known = [o.rpartition(".")[2].lstrip("-") for o in options if o.startswith("--")]
+        raise ValueError(parser_message(str(error), [*known, *keys])) from error
 
 
 def numbers(option: str, text: str, separator: str = ",") -> list[int]:

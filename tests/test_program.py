@@ -6,6 +6,7 @@ import pytest
 
 from nlzoo import program
 from nlzoo.__main__ import complete
+from nlzoo.weights.__main__ import parser
 
 
 def test_errors_are_one_line_and_exit_2(capsys):
@@ -39,6 +40,17 @@ def test_a_workers_traceback_is_left_out():
         '  File "x.py", line 1, in f\nValueError: video a.mp4 is empty'
     )
     assert program.one_line(ValueError(text)) == "video a.mp4 is empty"
+
+
+@pytest.mark.parametrize(
+    ("line", "near"),
+    [("list --jsn", "did you mean 'json'"), ("convert x --as y --outptu z", "'output'")],
+)
+def test_near_options_are_those_of_the_subcommand(line, near):
+    with pytest.raises(ValueError, match="unknown key") as caught:
+        program.parse_options(parser(), line.split())
+    assert near in str(caught.value)
+    assert "subcommand" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
