@@ -1,6 +1,6 @@
 """What parameters do not tell: strides, pads and temporal kernels of published video networks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 Size = tuple[int, int, int]  # (T, H, W)
@@ -31,7 +31,9 @@ class Geometry:
 # what a score at test is: over 7 x 7 windows the mean of softmaxes, or of logits; or of all the map
 HEADS = ("softmax", "logits", "map")
 _POOL2 = Pool((2, 1, 1), (2, 1, 1))
-_SLOWFAST_POOL1 = Pool((1, 3, 3), (1, 2, 2), (0, 1, 1))
+_POOL1 = Pool((1, 3, 3), (1, 2, 2), (0, 1, 1))
+_SLOWFAST = Geometry(1, _POOL1, _POOL2, frames=8, stride=8)
+_LFB = replace(_SLOWFAST, frames=32, stride=4, head="map")
 GEOMETRIES = {
     # Table 1, where 224 pixels become 112, 56, 28, 14, 7
     "paper": Geometry(
@@ -45,18 +47,16 @@ GEOMETRIES = {
     "32x2": Geometry(2, Pool((2, 3, 3), (2, 2, 2)), _POOL2, frames=32, stride=2),
     "8x8": Geometry(1, Pool((1, 3, 3), (1, 2, 2)), _POOL2, frames=8, stride=8),
     # PySlowFast, and the models of pytorchvideo's hub
-    "slowfast": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8),
-    "hub": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8, head="logits"),
-    "slowfast_8x8": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=32, stride=2),
-    "slowfast_4x16": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=32, stride=2, alpha=8),
+    "slowfast": _SLOWFAST,
+    "hub": replace(_SLOWFAST, head="logits"),
+    "slowfast_8x8": replace(_SLOWFAST, frames=32, stride=2),
+    "slowfast_4x16": replace(_SLOWFAST, frames=32, stride=2, alpha=8),
     # long-term feature banks and other detectors of actions: res5 at 1/16; those of ResNet-101
     # and for EPIC without dilation
-    "lfb": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=32, stride=4, res5="dilated", head="map"),
-    "lfb_plain": Geometry(
-        1, _SLOWFAST_POOL1, _POOL2, frames=32, stride=4, res5="plain", head="map"
-    ),
+    "lfb": replace(_LFB, res5="dilated"),
+    "lfb_plain": replace(_LFB, res5="plain"),
     # MIT's and mmaction2's TSM
-    "tsm": Geometry(1, _SLOWFAST_POOL1, _POOL2, frames=8, stride=8, head="map"),
+    "tsm": replace(_SLOWFAST, head="map"),
     # mmaction2 and GluonCV: pool1 takes every second frame
     "mmaction": Geometry(
         2, Pool((1, 3, 3), (2, 2, 2), (0, 1, 1)), _POOL2, frames=32, stride=2, head="map"
