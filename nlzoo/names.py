@@ -13,7 +13,7 @@ def nearest(word: object, choices: Iterable[str]) -> str:
     return f"; there are {', '.join(choices[:12])}{more}"
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
     """Raise ValueError, with the nearest choices, where `value` is none of them."""
     if value not in (choices := list(choices)):
-        raise ValueError(f"unknown {name} {value!r}{nearest(value, choices)}")
+        raise ValueError(f"unknown {name} {value!r}{nearest(value, map(str, choices))}")

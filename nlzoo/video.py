@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nlzoo.convs import fast_convs_, keep_size_, shift_
 from nlzoo.geometry import DEPTHS, GEOMETRIES, HEADS, KINDS, Geometry, Kind, Size
-from nlzoo.names import check_choice, nearest
+from nlzoo.names import check_choice
 from nlzoo.network import Network
 from nlzoo.preprocessing import Preprocessing
 
@@ -112,7 +112,8 @@ class VideoResNet(Network):
         Raises:
             ValueError: unknown kind, depth, geometry or head.
         """
-        shape = _pick(GEOMETRIES, geometry, "geometry")
+        check_choice("geometry", geometry, GEOMETRIES)
+        shape = GEOMETRIES[geometry]
         if head:
             check_choice("head", head, HEADS)
         super().__init__(preprocessing or Preprocessing(frames=shape.frames, stride=shape.stride))
@@ -161,8 +162,9 @@ def build_pathway(
 
     `joined` says how many channels each stage is given beside those of the one before it.
     """
-    of_kind: Kind = _pick(KINDS, kind, "kind")
-    blocks = _pick(DEPTHS, depth, "depth")
+    check_choice("kind", kind, KINDS)
+    check_choice("depth", depth, DEPTHS)
+    of_kind, blocks = KINDS[kind], DEPTHS[depth]
     expansion = 1 if depth < 50 else 4
     dims = [width, *(width * expansion * 2**i for i in range(4))]
     stages = [
@@ -255,9 +257,3 @@ def _init(model: VideoResNet, zero_init_residual: bool) -> None:
         if zero_init_residual and isinstance(module, BasicBranch | BottleneckBlock):
             last: Any = module.norm_b if isinstance(module, BasicBranch) else module.norm_c
             nn.init.zeros_(last.weight)
-
-
-def _pick(table: dict[Any, Any], key: Any, what: str) -> Any:
-    if key not in table:
-        raise ValueError(f"unknown {what} {key!r}{nearest(key, map(str, table))}")
-    return table[key]
