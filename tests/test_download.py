@@ -24,6 +24,7 @@ from faulty_server import (
     check,
     own_cache,
     refused,
+    reset,
     visible,
 )
 
@@ -135,10 +136,30 @@ def test_what_a_mirror_lacks_comes_from_its_address(server, folder, tmp_path, mo
     refused(FileNotFoundError, server.url, str(tmp_path), "HTTP 404", name="other")
 
 
+@pytest.mark.parametrize("fault", [reset, answer(503), answer(429, Retry_After=3600)])
+def test_a_dead_mirror_is_passed_by(server, folder, monkeypatch, fault):
+    with Server() as dead:
+        dead.faults = [fault] * 99
+        monkeypatch.setenv("NLZOO_MIRROR", dead.url)
+        with pytest.warns(UserWarning, match=f"{dead.url}.*{server.url} is asked instead") as told:
+            fetch(server.url, NAME)
+        assert len(told) == 1
+        check(folder)
+        assert dead.seen
+        server.faults = [answer(404)]
+        with pytest.warns(UserWarning, match="is asked instead"):
+            refused(FileNotFoundError, server.url, dead.url, "HTTP 404", name="other")
+        server.faults = [reset] * 9
+        with pytest.warns(UserWarning, match="is asked instead"):
+            refused(ConnectionError, server.url, server.url, "try again", name="other")
+
+
 def test_a_bad_mirror_is_an_error(server, folder, tmp_path, monkeypatch):
     (tmp_path / NAME).write_bytes(b"bad")
     monkeypatch.setenv("NLZOO_MIRROR", str(tmp_path))
     refused(ValueError, server.url, str(tmp_path / NAME), digest=SHA256)
+    (tmp_path / NAME).write_bytes(b"<html>not here")
+    refused(ValueError, server.url, str(tmp_path / NAME), "web page")
     monkeypatch.setenv("NLZOO_MIRROR", "s3://bucket")
     refused(ValueError, server.url, "s3://bucket")
     assert not server.seen
@@ -193,6 +214,21 @@ def test_a_damaged_file_is_fetched_again(server, folder):
         refused(ValueError, server.url, SHA256, "00000000", digest="00000000")
 
 
+@pytest.mark.parametrize("mistake", [b"<!DOCTYPE html>\n404", b"", bytes(9), b"Not found"])
+def test_what_was_put_there_by_mistake(server, folder, monkeypatch, mistake):
+    folder.mkdir(parents=True)
+    (folder / NAME).write_bytes(mistake)
+    monkeypatch.setenv("NLZOO_OFFLINE", "1")
+    refused(ValueError, server.url, str(folder / NAME), "is not a weights file: it ")
+    monkeypatch.delenv("NLZOO_OFFLINE")
+    with pytest.warns(UserWarning, match=r"is not a weights file: it .*: it is fetched again"):
+        fetch(server.url, NAME)
+    check(folder)
+    server.data = mistake or b"\n"
+    refused(ValueError, server.url, server.url, "is not a weights file: it ", name="other")
+    assert visible(folder) == [NAME]
+
+
 def test_a_cache_that_cannot_be_written(server, folder):
     fetch(server.url, NAME)
     (folder / f".{NAME}.verified").unlink()
@@ -205,8 +241,8 @@ def test_a_cache_that_cannot_be_written(server, folder):
 
 
 def start(url):
-    """Another process that fetches, after a line that says so."""
-    code = f"from nlzoo.weights.download import fetch; print(); print(fetch({url!r}, {NAME!r}))"
+    """Another process that fetches."""
+    code = f"from nlzoo.weights.download import fetch; print(fetch({url!r}, {NAME!r}))"
     return subprocess.Popen(
         [sys.executable, "-u", "-c", code],
         stdout=subprocess.PIPE,
@@ -219,13 +255,13 @@ def start(url):
 def test_eight_processes_make_one_transfer(server, folder):
     server.faults = [BROKEN["stalls"]]
     jobs = [start(server.url) for _ in range(8)]
-    for job in jobs:
-        job.stdout.readline()
-    time.sleep(0.2)  # for the others, to ask as well
+    waiting = f"nlzoo: waiting for the process that fetches {folder / NAME}\n"
+    said = sorted(job.stderr.readline() for job in jobs)
+    assert said == [f"nlzoo: fetching {server.url}\n", *[waiting] * 7]
     server.free.set()
     for job in jobs:
         out, err = job.communicate(timeout=60)
-        assert (job.returncode, out.strip()) == (0, str(folder / NAME)), err
+        assert (job.returncode, out.strip(), err) == (0, str(folder / NAME), "")
     check(folder)
     assert server.sent == len(DATA)
 

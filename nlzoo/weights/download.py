@@ -1,25 +1,28 @@
 """Published files: fetched once, and under their name only when whole and right.
 
 Environment: `NLZOO_CACHE` is the folder that keeps them; `NLZOO_MIRROR`, a folder or an address,
-is asked first for MIRROR/NAME, and what it lacks comes from its own address; `NLZOO_OFFLINE=1`
-forbids the network; `HTTPS_PROXY`, `NO_PROXY` and `REQUESTS_CA_BUNDLE` as everywhere.
+is asked first for MIRROR/NAME, and what it lacks comes from its own address, as does all of a
+mirror that does not answer; `NLZOO_OFFLINE=1` forbids the network; `HTTPS_PROXY`, `NO_PROXY` and
+`REQUESTS_CA_BUNDLE` as everywhere.
 """
 
 import hashlib
 import os
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from nlzoo.files import cache_folder, write_whole
+from nlzoo.weights.magic import mistake
 from nlzoo.weights.transfer import ELSEWHERE, algorithm, transfer
 
 
@@ -30,7 +33,8 @@ def fetch(
 
     Many processes may ask at once: one fetches, the others wait. A file is hashed while it comes,
     or once if it was put there by hand, and `.NAME.verified` beside it says what was found; later
-    calls compare size and time only. A file that was damaged since is fetched again.
+    calls compare size and time only. A file that was damaged since is fetched again, and one of
+    unknown hash that is a web page or another text.
 
     Args:
         url: http or https.
@@ -41,7 +45,8 @@ def fetch(
 
     Raises:
         FileNotFoundError: no source has it, or `NLZOO_OFFLINE` forbids to ask one.
-        ValueError: what comes has another hash or length than expected; nothing of it is kept.
+        ValueError: what comes has another hash or length than expected, or is a web page or
+            another text; nothing of it is kept.
         OSError: the connection or the disk failed; what has come is kept, to continue from.
     """
     file = _File(cache_folder() / "weights" / name, url, digest.lower(), size)
@@ -53,7 +58,7 @@ def fetch(
             f"{file.path} {wrong}, and NLZOO_OFFLINE is set: unset it, or save {url} there"
         )
     file.path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.beside("lock")):
+    with _alone(file, show):
         if wrong := file.wrong():  # else another process was faster
             if file.path.exists():
                 warnings.warn(f"{file.path} {wrong}: it is fetched again", stacklevel=2)
@@ -86,6 +91,8 @@ class _File:
         if stamp == then and known.startswith(self.digest):
             return ""
         expected = self.digest or known
+        if not expected and (what := _mistake(self.path)):
+            return f"is not a weights file: {what}"
         with self.path.open("rb") as file:
             found = hashlib.file_digest(file, algorithm(expected)).hexdigest()
         if not found.startswith(expected):
@@ -102,6 +109,22 @@ class _File:
         """What changes when the file is changed."""
         stat = self.path.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+@contextmanager
+def _alone(file: _File, show: bool) -> Iterator[None]:
+    """No other process fetches the file meanwhile."""
+    lock = FileLock(file.beside("lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if show:
+            sys.stderr.write(f"nlzoo: waiting for the process that fetches {file.path}\n")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sources(url: str, name: str) -> list[str | Path]:
@@ -134,7 +157,28 @@ def _from_first(sources: list[str | Path], file: _File, show: bool) -> str:
             if show and not terminal:
                 sys.stderr.write(f"nlzoo: fetching {source}\n")
             try:
-                return transfer(source, file.beside("part"), file.digest, file.size, tick)
+                return _from(source, file, tick)
             except FileNotFoundError as error:
                 lacking.append(str(error))
+            except ConnectionError as error:
+                if source == sources[-1]:
+                    raise
+                warnings.warn(f"{error}; {sources[-1]} is asked instead", stacklevel=3)
+                lacking.append(str(error))
     raise FileNotFoundError(f"{'; '.join(lacking)}: {ELSEWHERE}; {file.url} belongs at {file.path}")
+
+
+def _from(source: str | Path, file: _File, tick: Callable[..., object]) -> str:
+    """The same from one source."""
+    part = file.beside("part")
+    found = transfer(source, part, file.digest, file.size, tick)
+    if not file.digest and (what := _mistake(part)):
+        part.unlink()
+        raise ValueError(f"{source} is not a weights file: {what}: {ELSEWHERE}")
+    return found
+
+
+def _mistake(path: Path) -> str:
+    """What is there in place of weights; "" where it may be weights."""
+    with path.open("rb") as file:
+        return mistake(file.read(4096))

@@ -13,19 +13,9 @@ import torch
 from torch import Tensor
 
 from nlzoo.weights.caffe2 import read_caffe2
+from nlzoo.weights.magic import seems
 from nlzoo.weights.torch_files import LEGACY, ZIP, read_torch
 from nlzoo.weights.unpickle import MOST_STEPS, Malformed, Refused
-
-SEEMS = {  # what a file begins with, in lower case
-    b"<!doctype": "it is a web page, such as a server's error message",
-    b"<html": "it is a web page, such as a server's error message",
-    b"<?xml": "it is XML, such as a server's error message",
-    b"version https://git-lfs": "it is a pointer of Git LFS, get the file by `git lfs pull`",
-    b"\x1f\x8b": "it is a gzip archive, unpack it first",
-    b"bzh": "it is a bzip2 archive, unpack it first",
-    b"\xfd7zxz": "it is an xz archive, unpack it first",
-    b"\x89hdf": "it is an HDF5 file, as Keras writes them",
-}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -130,19 +120,9 @@ def _read(file: BinaryIO) -> Any:
         return read_torch(file, size)
     if head.startswith(b"\x80"):
         return read_caffe2(file, size)
-    raise Malformed(_seems(head))
+    raise Malformed(seems(head))
 
 
 def _is_safetensors(head: bytes) -> bool:
     """The length of a JSON object, and its first bracket."""
     return head[8:9] == b"{"
-
-
-def _seems(head: bytes) -> str:
-    """What a file of another kind may be."""
-    if not head.strip(b"\0"):
-        return "it begins with zeros" if head else "it is empty"
-    if head[257:262] == b"ustar":
-        return "it is a tar archive, unpack it first or save the weights again by torch.save"
-    known = (what for start, what in SEEMS.items() if head.lstrip().lower().startswith(start))
-    return next(known, "it is a text" if head.isascii() else "")
