@@ -151,6 +151,7 @@ BROKEN = {
 # -- of tests --------------------------------------------------------------------------------------
 
 
+@pytest.fixture(name="folder")
 def own_cache(tmp_path, monkeypatch):
     """A cache's folder of weights; short pauses; no proxy, mirror or network."""
     for name in list(os.environ):
@@ -160,6 +161,12 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "PAUSE", 0.001)
     monkeypatch.setattr(transfer, "STALL", 1.0)
     return tmp_path / "cache" / "weights"
+
+
+@pytest.fixture(name="server")
+def own_server(folder):
+    with Server() as made:
+        yield made
 
 
 def check(folder, data=DATA):

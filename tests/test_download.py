@@ -22,25 +22,14 @@ from faulty_server import (
     Server,
     answer,
     check,
-    own_cache,
+    own_cache,  # noqa: F401 (a fixture)
+    own_server,  # noqa: F401 (a fixture)
     refused,
     reset,
     visible,
 )
 
 from nlzoo.weights.download import fetch
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    return own_cache(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def server(folder):
-    with Server() as made:
-        yield made
-
 
 # -- addresses -----------------------------------------------------------------------------------
 

@@ -15,13 +15,13 @@ from faulty_server import (
     HALF,
     NAME,
     SHA256,
-    Server,
     answer,
     but,
     check,
     chunked,
     endless,
-    own_cache,
+    own_cache,  # noqa: F401 (a fixture)
+    own_server,  # noqa: F401 (a fixture)
     refused,
     reset,
     serve,
@@ -31,18 +31,6 @@ from faulty_server import (
 
 from nlzoo.weights import transfer
 from nlzoo.weights.download import fetch
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    return own_cache(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def server(folder):
-    with Server() as made:
-        yield made
-
 
 # -- it comes whole ------------------------------------------------------------------------------
 
