@@ -30,10 +30,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from benchmarks.measure import describe, interleaved, machine, median, ratio, table, write_json
 from nlzoo.data.clips import generator, train_clip
-from nlzoo.data.decode import UnreadableVideo, Video, open_video, probe
+from nlzoo.data.decode import Video, open_video, probe
 from nlzoo.data.layouts import Files
 from nlzoo.data.prepare import Encoding, prepare
 from nlzoo.data.transforms import TrainTransform, crop_at
+from nlzoo.preprocessing import Unreadable
 
 # the last release of pytorchvideo imports this module under the name it had
 sys.modules.setdefault("torchvision.transforms.functional_tensor", functional_tensor)
@@ -125,7 +126,7 @@ def comparable(root: Path) -> list[tuple[str, Video]]:
     for path in sorted(Files(root).paths):
         try:
             video = probe(path)
-        except UnreadableVideo:
+        except Unreadable:
             continue
         if video.frames >= FRAMES * STRIDE and same_frames(path, video):
             found.append((path, video))

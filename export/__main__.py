@@ -268,12 +268,13 @@ def run_file(options: Namespace) -> None:
     from nlzoo.export.runtime import Runner
 
     from nlzoo.answer import answer, find_all
-    from nlzoo.watch import watch_video
+    from nlzoo.watch import watch
 
     runner = Runner(options.file, options.runtime, preprocessing=foreign_preprocessing(options))
-    videos, views = find_all(options.videos), (options.clips, options.crops)
+    files = find_all(options.videos, images=not runner.preprocessing.frames)
+    views = options.clips, options.crops
     with runner:
-        answer(videos, lambda video: watch_video(runner, video, *views), options.json)
+        answer(files, lambda file: watch(runner, file, *views), options.json)
 
 
 def foreign_preprocessing(options: Namespace) -> "Preprocessing | None":

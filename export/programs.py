@@ -171,7 +171,7 @@ def labelled(folder: str, runner: "Runner", batch: int, train: str, val: str) ->
         batch_size=batch,
         workers=0,
     )
-    data.videos("val")  # that are there
+    data.files("val")  # that are there
     return data
 
 
@@ -189,7 +189,7 @@ def validation(data: "Kinetics") -> "Iterator[tuple[Tensor, Tensor, Tensor]]":
 
 def counted(data: "Kinetics") -> str:
     """How many videos were looked at, in words."""
-    bad = len(data.unreadable.keys() & set(data.videos("val")))
+    bad = len(data.unreadable.keys() & set(data.files("val")))
     return f"{data.found['val']} validation videos" + (f", {bad} unreadable" if bad else "")
 
 
@@ -198,15 +198,15 @@ def one_clip(
 ) -> "tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]":
     """What decodes the frames of a video's centre clip, and what makes the clip of them."""
     from nlzoo.data.clips import centre_clip
-    from nlzoo.data.loading import EvalClips
+    from nlzoo.data.sampling import Sampling
     from nlzoo.data.transforms import EvalTransform
 
     pre = runner.preprocessing
     transform = EvalTransform(pre.test_size, pre.test_crop, 1)
-    clips = EvalClips([video], [0], pre.frames, pre.stride, pre.fps, transform, 0)
+    sampling = Sampling(pre.frames, pre.stride, pre.fps)
 
     def decode() -> "Tensor":
-        return clips.read(0, centre_clip)[0]
+        return sampling.read(video, centre_clip)[0]
 
     transform(decode())  # what is wrong is found before anything is measured
     return decode, transform

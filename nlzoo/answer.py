@@ -1,8 +1,9 @@
-"""What is in many videos: folders searched, bad files named, one table or one JSON document."""
+"""What is in many files: folders searched, bad files named, one table or one JSON document."""
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,40 +12,46 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from nlzoo.data.decode import UnreadableVideo
 from nlzoo.data.layouts import find_videos
+from nlzoo.data.pictures import find_images
+from nlzoo.preprocessing import Unreadable
 
-Answer = dict[str, Any]  # of `watch_video`
+Answer = dict[str, Any]  # of `watch`
 
 
-def find_all(given: Sequence[str]) -> list[str]:
-    """The files, with the videos of a folder in its place; a folder of frames is one video.
+def find_all(given: Sequence[str], images: bool) -> list[str]:
+    """The files, with the videos of a folder in its place, or its images.
+
+    A folder of frames is one video.
 
     Raises:
-        FileNotFoundError: no video in any of them.
+        FileNotFoundError: nothing in any of them.
     """
+    inside: Callable[[Path], Iterable[Any]] = (
+        find_images if images else partial(find_videos, top=False)
+    )
     paths = map(Path, given)
-    found = (sorted(find_videos(p, top=False)) if p.is_dir() else [str(p)] for p in paths)
-    if videos := list(chain.from_iterable(found)):
-        return videos
-    raise FileNotFoundError(f"no video in {', '.join(given)}")
+    found = (sorted(map(str, inside(p))) if p.is_dir() else [str(p)] for p in paths)
+    if files := list(chain.from_iterable(found)):
+        return files
+    raise FileNotFoundError(f"no {'image' if images else 'video'} in {', '.join(given)}")
 
 
-def answer(videos: Sequence[str], watch: Callable[[str], Answer], as_json: bool) -> None:
-    """Watch each video and print the answers. One bad file does not end the list.
+def answer(files: Sequence[str], watch: Callable[[str], Answer], as_json: bool) -> None:
+    """Watch each file and print the answers. One bad file does not end the list.
 
     Raises:
-        UnreadableVideo: none of them can be read.
+        Unreadable: none of them can be read.
     """
     answers, bad = [], []
     console, quiet = Console(stderr=True), not sys.stderr.isatty()
-    for video in track(videos, "videos", console=console, transient=True, disable=quiet):
+    for file in track(files, "files", console=console, transient=True, disable=quiet):
         try:
-            answers.append(watch(video))
-        except UnreadableVideo as error:
+            answers.append(watch(file))
+        except Unreadable as error:
             bad.append(str(error))
     if not answers:
-        raise UnreadableVideo(bad[0] + (f" (and {len(bad) - 1} more)" if bad[1:] else ""))
+        raise Unreadable(bad[0] + (f" (and {len(bad) - 1} more)" if bad[1:] else ""))
     sys.stderr.writelines(f"nlzoo: {error}\n" for error in bad)
     if as_json:
         sys.stdout.write(json.dumps(answers, indent=2) + "\n")
@@ -54,14 +61,15 @@ def answer(videos: Sequence[str], watch: Callable[[str], Answer], as_json: bool)
 
 def show(answers: Sequence[Answer]) -> None:
     """A row a class; below, what is damaged and what was drawn."""
-    table = Table(Column("video", overflow="fold"), "class", "score")
+    table = Table(Column("file", overflow="fold"), "class", "score")
     for one in answers:
         for i, top in enumerate(one["top"]):
-            table.add_row("" if i else one["video"], top["class"], f"{top['score']:.3f}")
+            table.add_row("" if i else one["file"], top["class"], f"{top['score']:.3f}")
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for one in answers:
         if "damage" in one:
             console.print(one["damage"])
         if at := one.get("look"):
-            console.print(f"{at['picture']}: where {at['frame']},{at['x']},{at['y']} looks")
+            where = ",".join(str(at[key]) for key in ("frame", "x", "y") if key in at)
+            console.print(f"{at['picture']}: where {where} looks")

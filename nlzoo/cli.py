@@ -16,21 +16,23 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from nlzoo.data.images import Images
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.sample import make_sample
+from nlzoo.data.sample_images import make_images
 from nlzoo.files import read_text
 from nlzoo.program import asks_for_help, make_parser, nearest, parse_options
 from nlzoo.run import RunFolder, WholeFiles, progress_bar
-from nlzoo.tasks.video import VideoClassification
+from nlzoo.tasks.classification import Classification
 
 SECTIONS = ("seed", "checkpoint_every", "task", "data", "trainer")
-SAMPLE = "_video_sample"  # laid over a recipe by --sample
+SAMPLES = {"Kinetics": "_video_sample", "Images": "_image_sample"}  # laid over by --sample
 GIVEN = {"seed", "bad_files", "preprocessing"}  # by `build`, not by a recipe
 SHOWN = {  # in --help and in completion
     "task": "--task.KEY VALUE, as in --task.lr 0.02 --task.non_local.form dot_product",
-    "task.help": "list the keys: --task.help VideoClassification",
+    "task.help": "list the keys: --task.help Classification",
     "data": "the folder; or --data.KEY VALUE, as in --data.batch_size 4",
-    "data.help": "list the keys: --data.help Kinetics",
+    "data.help": "list the keys: --data.help Kinetics|Images",
     "trainer.max_steps": "iterations",
     "trainer.max_epochs": "epochs",
     "trainer.devices": "how many, or which",
@@ -55,7 +57,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
         stem, there = path.name.removesuffix(".yaml"), recipe_names()
-        if stem not in (*there, SAMPLE):
+        if stem not in (*there, *SAMPLES.values()):
             close = nearest(stem, there)
             raise FileNotFoundError(f"no recipe {name!r}{close}; there are {', '.join(there)}")
         path = Path(str(resources.files("nlzoo.recipes") / f"{stem}.yaml"))
@@ -130,14 +132,16 @@ def parse(
     for name in names:
         merged = merge(merged, read_recipe(name))
     if "--sample" in rest:
-        merged = merge(merged, read_recipe(SAMPLE))
-        merged = merge(merged, {"data": {"init_args": {"path": str(make_sample())}}})
+        images = merged.get("data", {}).get("class_path") == "Images"
+        path = make_images() if images else make_sample()
+        merged = merge(merged, read_recipe(SAMPLES["Images" if images else "Kinetics"]))
+        merged = merge(merged, {"data": {"init_args": {"path": str(path)}}})
     if asks_for_help(rest):
         shorten_help(parser)
     elif not merged:
         raise ValueError(f"no recipe: --recipe NAME, one of {', '.join(recipe_names())}")
     given = ["--recipe", json.dumps(merged), *rest] if merged else rest
-    classes = (VideoClassification, Kinetics)
+    classes = (Classification, Kinetics, Images)
     keys = [key for c in classes for key in inspect.signature(c).parameters]
     config = parse_options(parser, given, keys)
     if not config.run and base is None:
@@ -174,7 +178,8 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
         raise ValueError(f"checkpoint_every = {config.checkpoint_every}: expected 1 or more")
     run = Path(config.run)
     data = _instance(config.data, bad_files=str(run / "bad_files.txt"), seed=config.seed)
-    task = _instance(config.task, preprocessing=data.preprocessing.to_dict())
+    task = _instance(config.task, preprocessing=data.wishes)
+    data.preprocessing = task.preprocessing
     task.recipe = recipe_text(config)
     options = recipe_parser().instantiate(Namespace(trainer=config.trainer)).trainer.as_dict()
     folder = RunFolder(run, task.recipe, config.checkpoint_every)

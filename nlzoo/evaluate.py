@@ -1,5 +1,6 @@
-"""Test a checkpoint: `python -m nlzoo.evaluate --checkpoint C [--data PATH]`."""
+"""Test a checkpoint: `python -m nlzoo.evaluate --checkpoint C [--data PATH] [--recipe R]`."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,26 @@ from nlzoo.weights.read import read_checkpoint
 
 
 def main(argv: Sequence[str]) -> None:
-    """Load the checkpoint's recipe, test every view of every video, write the report."""
+    """Load the checkpoint's recipe, test every view of every file, write the report."""
     if asks_for_help(argv):
         parse(argv, parser())
     checkpoint = find_checkpoint(argv)
-    if any(argument.startswith("--data.classes") for argument in argv):
-        raise ValueError("--data.classes: a checkpoint has its own class names; leave it out")
     stored = read_checkpoint(checkpoint)
-    config = parse(argv, parser(), base=stored_recipe(stored, checkpoint))
-    config.run = config.run or str(run_folder(checkpoint))
-    only_test(config.data.init_args, stored["nlzoo"]["preprocessing"]["classes"])
+    trained_here = bool(stored.get("nlzoo", {}).get("recipe"))
+    if trained_here:
+        config = stored_config(argv, stored, checkpoint)
+    else:
+        config = published_config(argv, checkpoint)
+    data = config.data.init_args  # the other splits need not be there
+    data.test, data.train, data.val = data.test or data.val, "", ""
     config.trainer.logger = False
     config.trainer.default_root_dir = config.run
-    task, data, trainer = build(config)
-    check_fits(stored["state_dict"], task.state_dict(), checkpoint)
-    task.load_state_dict(stored["state_dict"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*the classifier starts fresh")
+        task, data, trainer = build(config)
+    if trained_here:
+        check_fits(stored["state_dict"], task.state_dict(), checkpoint)
+        task.load_state_dict(stored["state_dict"])
     try:
         trainer.test(task, data, verbose=False)
     except SystemExit as error:  # Lightning's answer to Ctrl-C
@@ -42,14 +48,30 @@ def parser() -> ArgumentParser:
     """Every key of a recipe, and --checkpoint."""
     about = "Test a checkpoint on the views of its recipe, 10 clips x 3 crops by default."
     made = recipe_parser("python -m nlzoo.evaluate", about, "--checkpoint FILE")
-    made.add_argument("--checkpoint", required=True, help="it carries its recipe")
+    made.add_argument("--checkpoint", required=True, help="of nlzoo.fit, or weights and --recipe")
     return made
 
 
-def only_test(data: Namespace, classes: Sequence[str]) -> None:
-    """The other splits need not be there, and the classes are those of the checkpoint."""
-    data.test, data.train, data.val = data.test or data.val, "", ""
-    data.classes = list(classes)
+def stored_config(argv: Sequence[str], stored: dict[str, Any], checkpoint: str) -> Namespace:
+    """That of the recipe that the checkpoint was trained by, with its network as it was built."""
+    if any(argument.startswith("--data.classes") for argument in argv):
+        raise ValueError("--data.classes: a checkpoint has its own class names; leave it out")
+    spec = stored["nlzoo"]["model"]
+    network = {"arch": spec["arch"], "non_local": spec["non_local"], "pretrained": checkpoint}
+    recipe = yaml.safe_load(stored["nlzoo"]["recipe"])
+    config = parse(argv, parser(), base=merge(recipe, {"task": {"init_args": network}}))
+    config.run = config.run or str(run_folder(checkpoint))
+    config.data.init_args.classes = list(stored["nlzoo"]["preprocessing"]["classes"])
+    return config
+
+
+def published_config(argv: Sequence[str], checkpoint: str) -> Namespace:
+    """That of --recipe, for weights that were not trained by one."""
+    if not any(argument.startswith("--recipe") for argument in argv):
+        raise ValueError(f"{checkpoint} holds no recipe: --recipe NAME says network and data")
+    config = parse(argv, parser())
+    config.task.init_args.pretrained = checkpoint
+    return config
 
 
 def find_checkpoint(argv: Sequence[str]) -> str:
@@ -66,16 +88,6 @@ def run_folder(checkpoint: str) -> Path:
     """The run that a checkpoint belongs to, or else its folder."""
     folder = Path(checkpoint).parent
     return folder.parent if folder.name == "checkpoints" else folder
-
-
-def stored_recipe(stored: dict[str, Any], checkpoint: str) -> dict[str, Any]:
-    """The recipe that a checkpoint was trained by, with the network as it was built."""
-    if not stored.get("nlzoo", {}).get("recipe"):
-        raise ValueError(f"{checkpoint} holds no recipe: evaluate takes checkpoints of nlzoo.fit")
-    spec = stored["nlzoo"]["model"]
-    network = {"arch": spec["arch"], "non_local": spec["non_local"], "pretrained": checkpoint}
-    recipe = yaml.safe_load(stored["nlzoo"]["recipe"])
-    return merge(recipe, {"task": {"init_args": network}})
 
 
 if __name__ == "__main__":

@@ -42,14 +42,15 @@ class Look:
 
 
 def look(model: nn.Module, clip: Tensor, at: Point | None = None) -> list[Look]:
-    """Follow one position of a clip through every non-local block of a network.
+    """Follow one position of a clip or an image through every non-local block of a network.
 
     A block recomputes the row of its query from theta and phi, so that memory stays O(M),
     whatever route the network takes.
 
     Args:
         model: network with non-local blocks; it runs in evaluation mode and keeps its own.
-        clip: (1, C, T, H, W), uint8 or normalised float, on the model's device.
+        clip: (1, C, T, H, W), or an image (1, C, H, W), which is one frame here; uint8 or
+            normalised float, on the model's device.
         at: query (frame, y, x); by default where the clip moves most, see `most_motion`.
 
     Returns:
@@ -61,10 +62,12 @@ def look(model: nn.Module, clip: Tensor, at: Point | None = None) -> list[Look]:
     blocks = {n: m for n, m in model.named_modules() if isinstance(m, NonLocalBlock)}
     if not blocks:
         raise ValueError(f"{type(model).__name__} has no non-local block to look through")
-    if clip.ndim != 5 or len(clip) != 1:
-        raise ValueError(f"look takes one clip (1, C, T, H, W); got shape {tuple(clip.shape)}")
-    size = tuple(clip.shape[2:])
-    at = most_motion(clip) if at is None else at
+    if clip.ndim not in (4, 5) or len(clip) != 1:
+        raise ValueError(
+            f"look takes one clip (1, C, T, H, W) or image; got shape {tuple(clip.shape)}"
+        )
+    size = (1, *clip.shape[2:])[-3:]
+    at = most_motion(clip.view(1, -1, *size)) if at is None else at
     if len(at) != 3 or any(not 0 <= a < s for a, s in zip(at, size, strict=True)):
         raise ValueError(f"query (frame, y, x) = {at} is outside the clip of {size}")
     looks: list[Look] = []
@@ -135,7 +138,8 @@ def draw(
     for row, one, columns_of in zip(grid, looks, shown, strict=True):
         for axes, frame in zip(row, columns_of, strict=False):
             axes.imshow(frames[frame].numpy())
-            axes.set_title(f"{one.block}, frame {numbers[frame]}", fontsize=8)
+            frame_name = f", frame {numbers[frame]}" if len(frames) > 1 else ""
+            axes.set_title(f"{one.block}{frame_name}", fontsize=8)
             axes.autoscale(False)
         _draw_row(figure, list(row), one, columns_of, keys)
     with whole_file(path) as part:
@@ -151,7 +155,14 @@ def _look(place: str, block: Any, x: Tensor, at: Point, size: Sequence[int]) -> 
     weights = block.attention(x, query)
     start = block.key_grid(x.shape, query)
     stop = start + torch.tensor(block.subsample)
-    return Look(place, at, weights.cpu(), torch.cat([start * cell, stop * cell], dim=1))
+    start, stop = start * cell, stop * cell
+    missing = 3 - block.dims  # axes that the block does not see: its keys are as long as they are
+    start, stop = F.pad(start, (missing, 0)), torch.cat([_ends(size, missing, stop), stop], 1)
+    return Look(place, at, weights.cpu(), torch.cat([start, stop], dim=1))
+
+
+def _ends(size: Sequence[int], axes: int, like: Tensor) -> Tensor:
+    return like.new_tensor(size[:axes]).expand(len(like), -1)
 
 
 def _columns(one: Look, total: int, keys: int, most: int = 6) -> list[int]:

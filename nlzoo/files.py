@@ -1,6 +1,8 @@
 """Text files as people have them; files that appear whole or not at all; the cache folder."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +46,24 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; rename it if all went well.
+
+    Two processes may make it at once: the second one's is thrown away.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    try:
+        yield part
+        part.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:

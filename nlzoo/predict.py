@@ -1,4 +1,4 @@
-"""Name what happens in videos: `python -m nlzoo.predict --checkpoint C VIDEO|FOLDER...`."""
+"""Name what is in videos or images: `python -m nlzoo.predict --checkpoint C FILE|FOLDER...`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,44 +10,47 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from nlzoo.answer import answer, find_all
 from nlzoo.models import load_model
 from nlzoo.program import make_parser, parse_options, run
-from nlzoo.watch import At, watch_video
+from nlzoo.watch import At, watch
 
 
 def main(argv: Sequence[str]) -> None:
     """Load, read, predict, look; one table or one JSON document."""
     options = parse_options(parser(), argv)
     filetypes = FigureCanvasAgg.get_supported_filetypes()
-    videos, at = find_all(options.videos), position(options.at)
+    at = position(options.at)
     if at and not options.look:
         raise ValueError("--at needs --look PICTURE")
-    if options.look and len(videos) > 1:
-        raise ValueError(f"--look draws one video, not {len(videos)}")
     if options.look and Path(options.look).suffix[1:].lower() not in filetypes:
         raise ValueError(f"--look {options.look}: expected a picture's name, such as look.png")
     model = load_model(options.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    files = find_all(options.files, images=not model.preprocessing.frames)
+    if options.look and len(files) > 1:
+        raise ValueError(f"--look draws one file, not {len(files)}")
     views = options.clips, options.crops
-    answer(videos, lambda v: watch_video(model, v, *views, options.look, at), options.json)
+    answer(files, lambda file: watch(model, file, *views, options.look, at), options.json)
 
 
 def parser() -> ArgumentParser:
     """What to watch, how, and what to make of it."""
-    made = make_parser("python -m nlzoo.predict", "Name what happens in videos.")
-    made.add_argument("videos", nargs="+", help="files, or folders of them or of frames")
+    made = make_parser("python -m nlzoo.predict", "Name what is in videos or images.")
+    made.add_argument("files", nargs="+", help="videos or images, or folders of them or of frames")
     made.add_argument("--checkpoint", required=True, help="a checkpoint of nlzoo.fit")
-    made.add_argument("--clips", type=int, default=10, help="evenly spread clips a video")
+    made.add_argument("--clips", type=int, default=10, help="of videos: evenly spread clips")
     made.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
     made.add_argument("--json", action="store_true", help="print JSON in place of a table")
     made.add_argument("--look", default="", help="picture to draw: where a position looks")
-    made.add_argument("--at", default="", help="the position in the video: FRAME,X,Y")
+    made.add_argument(
+        "--at", default="", help="the position: FRAME,X,Y in a video, X,Y in an image"
+    )
     return made
 
 
 def position(text: str) -> At | None:
-    """FRAME,X,Y as numbers; None where empty."""
+    """FRAME,X,Y or X,Y as numbers; None where empty."""
     numbers = text.split(",")
-    if text and (len(numbers) != 3 or not all(n.strip().isdecimal() for n in numbers)):
-        raise ValueError(f"--at {text!r}: expected FRAME,X,Y, three whole numbers")
-    return (int(numbers[0]), int(numbers[1]), int(numbers[2])) if text else None
+    if text and (len(numbers) not in (2, 3) or not all(n.strip().isdecimal() for n in numbers)):
+        raise ValueError(f"--at {text!r}: expected FRAME,X,Y or X,Y, whole numbers")
+    return tuple(map(int, numbers)) if text else None
 
 
 if __name__ == "__main__":

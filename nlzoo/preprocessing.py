@@ -6,7 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-UNREADABLE = -1  # label of a video that could not be read: it has no loss and no score
+UNREADABLE = -1  # label of a file that could not be read: it has no loss and no score
+
+
+class Unreadable(ValueError):  # noqa: N818
+    """A file of which nothing can be read; the text is one line with the path and the reason."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Preprocessing:
     crop: int = 224  # side of a training crop, pixels
     test_size: int = 256  # short side at test, pixels
     test_crop: int = 256  # side of a test crop, pixels
+    interpolation: str = "bilinear"  # of images at test: also bicubic, lanczos, ... as in timm
     classes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

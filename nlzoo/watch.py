@@ -1,21 +1,24 @@
-"""A network watches one video file: its scores over views, and where a position looks."""
+"""A network watches one video or image: its scores over views, and where a position looks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from nlzoo.data.clips import clip_at, last_start, step_of
-from nlzoo.data.decode import Source, UnreadableVideo, open_video
-from nlzoo.data.loading import EvalClips
+from nlzoo.data.decode import Source, open_video
+from nlzoo.data.pictures import CentreView, read_image
+from nlzoo.data.pictures import resize_short as resize_image
+from nlzoo.data.sampling import Sampling, SpreadClips
 from nlzoo.data.transforms import EvalTransform, resize_short
-from nlzoo.preprocessing import UNREADABLE, Preprocessing
+from nlzoo.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from nlzoo.video import VideoResNet
+    from nlzoo.network import Network
 
-At = tuple[int, int, int]  # (frame, x, y) of a video
+At = tuple[int, ...]  # (frame, x, y) of a video, (x, y) of an image
 
 
 class Watcher(Protocol):
@@ -23,32 +26,53 @@ class Watcher(Protocol):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What a clip is."""
+        """What a clip is, or an image."""
 
     @property
     def device(self) -> torch.device:
-        """Where clips go."""
+        """Where they go."""
 
     def __call__(self, clip: Tensor) -> Tensor:
-        """uint8 clips (B, 3, T, H, W) -> scores (B, K) whose softmax counts."""
+        """uint8 clips (B, 3, T, H, W) or images (B, 3, H, W) -> (B, K) whose softmax counts."""
 
 
-def watch_video(
-    model: Watcher, video: str, clips: int, crops: int, picture: str = "", at: At | None = None
+def watch(
+    model: Watcher, file: str, clips: int, crops: int, picture: str = "", at: At | None = None
 ) -> dict[str, Any]:
     """The five classes of the highest mean score, what is damaged, and `picture` if one is named.
 
-    Plain values, as `nlzoo.predict --json` prints them. Raises as `score_video`, `look_at_video`.
+    Plain values, as `nlzoo.predict --json` prints them. `clips` and `crops` are of videos. Raises
+    as `score_video`, `score_image`, `look_at_video` and `look_at_image`.
     """
-    scores, damage = score_video(model, video, clips, crops)
+    videos = bool(model.preprocessing.frames)
+    scores, damage = (
+        score_video(model, file, clips, crops) if videos else (score_image(model, file), "")
+    )
     names = model.preprocessing.classes or [str(k) for k in range(len(scores))]
     best, index = scores.topk(min(5, len(scores)))
     top = [{"class": names[k], "score": s} for k, s in zip(index, best.tolist(), strict=True)]
-    result: dict[str, Any] = {"video": video, "top": top} | ({"damage": damage} if damage else {})
+    result: dict[str, Any] = {"file": file, "top": top} | ({"damage": damage} if damage else {})
     if picture:
-        frame, x, y = look_at_video(model, video, Path(picture), at)  # type: ignore[arg-type]
-        result["look"] = {"picture": picture, "frame": frame, "x": x, "y": y}
+        look_at = look_at_video if videos else look_at_image
+        found = look_at(model, file, Path(picture), at)  # type: ignore[arg-type]
+        names = ("frame", "x", "y") if videos else ("x", "y")
+        result["look"] = {"picture": picture, **dict(zip(names, found, strict=True))}
     return result
+
+
+@torch.inference_mode()
+def score_image(model: Watcher, image: str | Path) -> Tensor:
+    """Softmax of the centre of an image: (K,) float64 on the CPU.
+
+    Args:
+        model: in evaluation mode; its `preprocessing` says what an image is.
+        image: path of a file.
+
+    Raises:
+        Unreadable: it is no image, or damaged.
+    """
+    view, _ = CentreView(model.preprocessing, crops=True)(image)
+    return model(view.to(model.device)).double().softmax(1)[0].cpu()
 
 
 @torch.inference_mode()
@@ -67,27 +91,23 @@ def score_video(
         (K,) float64 on the CPU, summing to 1.
 
     Raises:
-        UnreadableVideo: no frame can be read.
-        ValueError: a number below 1, or of crops that is not 1 or 3; a network for images.
+        Unreadable: no frame can be read.
+        ValueError: a number below 1, or of crops that is not 1 or 3.
     """
     if clips < 1:
         raise ValueError(f"clips = {clips}: expected 1 or more")
     pre = model.preprocessing
-    if not pre.frames:
-        raise ValueError("the network sees images: give one for videos")
     transform = EvalTransform(pre.test_size, pre.test_crop, crops)
-    views = EvalClips([video], [0], pre.frames, pre.stride, pre.fps, transform, clips)
+    read = SpreadClips(Sampling(pre.frames, pre.stride, pre.fps), transform, clips)
     total, damage = torch.zeros((), dtype=torch.float64), ""
     for k in range(clips):
-        view, label, _, notes = views[k]
-        damage = notes[0].reason if notes else damage
-        if label == UNREADABLE:
-            raise UnreadableVideo(damage)
+        view, new = read(video, k)
+        damage = new or damage
         total = total + model(view.to(model.device)).double().softmax(1).sum(0).cpu()
     return total / (clips * crops), damage
 
 
-def look_at_video(model: "VideoResNet", video: Source, picture: Path, at: At | None = None) -> At:
+def look_at_video(model: "Network", video: Source, picture: Path, at: At | None = None) -> At:
     """Draw where a position of a video looks, on a clip of whole frames around it.
 
     Args:
@@ -101,11 +121,13 @@ def look_at_video(model: "VideoResNet", video: Source, picture: Path, at: At | N
         The position, as the network's grid allows.
 
     Raises:
-        UnreadableVideo: no frame can be read.
+        Unreadable: no frame can be read.
         ValueError: a position outside the video, or a network without blocks.
     """
     from nlzoo.explain import draw, look  # with Matplotlib
 
+    if at and len(at) != 3:
+        raise ValueError(f"a position {at}: a video wants FRAME,X,Y")
     pre = model.preprocessing
     with open_video(video) as file:
         step = step_of(pre.stride, file.fps, pre.fps)
@@ -126,6 +148,35 @@ def look_at_video(model: "VideoResNet", video: Source, picture: Path, at: At | N
     draw(looks, small.permute(0, 2, 3, 1), picture, numbers=numbers)
     frame, y, x = looks[0].at
     return at or (numbers[frame], x * size[1] // small.shape[3], y * size[2] // small.shape[2])
+
+
+def look_at_image(model: "Network", image: str | Path, picture: Path, at: At | None = None) -> At:
+    """Draw where a position of an image looks.
+
+    Args:
+        model: a network with non-local blocks.
+        image: path of a file.
+        picture: file to write.
+        at: (x, y) in its upright pixels; by default the middle.
+
+    Returns:
+        The position.
+
+    Raises:
+        Unreadable: it is no image, or damaged.
+        ValueError: a position outside the image, or a network without blocks.
+    """
+    from nlzoo.explain import draw, look  # with Matplotlib
+
+    whole = read_image(image)
+    at = at or (whole.width // 2, whole.height // 2)
+    if len(at) != 2 or not all(0 <= a < s for a, s in zip(at, whole.size, strict=True)):
+        raise ValueError(f"{image}: X,Y = {at} is outside of its {whole.size}")
+    small = pil_to_tensor(resize_image(whole, model.preprocessing))
+    y, x = (a * s // w for a, s, w in zip(at[::-1], small.shape[1:], whole.size[::-1], strict=True))
+    looks = look(model, small[None].to(model.device), (0, y, x))
+    draw(looks, small.permute(1, 2, 0)[None], picture)
+    return at
 
 
 def _name(video: Source) -> str:

@@ -86,7 +86,7 @@ def test_wrong_options_are_named(argv, message):
     [
         ("taks: {}", "unknown key 'taks'; did you mean 'task'"),
         ("task: {class_path: VideoClasification}", "VideoClasification"),
-        ("task: {class_path: VideoClassification, init_args: {modle: x}}", "did you mean 'model'"),
+        ("task: {class_path: Classification, init_args: {modle: x}}", "did you mean 'model'"),
         ("just text", "is not a recipe"),
         ("a: [", "line 1: not valid YAML"),
         ("trainer: {max_step: 3}", "did you mean 'max_steps'"),

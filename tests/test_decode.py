@@ -12,7 +12,7 @@ from PIL import Image
 
 from nlzoo.data import decode
 from nlzoo.data.decode import (
-    UnreadableVideo,
+    Unreadable,
     iter_frames,
     open_video,
     probe,
@@ -50,7 +50,7 @@ def decoded(path):
     try:
         for frame in iter_frames(path):
             hashes.append(planes_sha(frame))
-    except UnreadableVideo as error:
+    except Unreadable as error:
         return hashes, str(error)
     return hashes, ""
 
@@ -242,11 +242,11 @@ def broken(tmp_path, kind):
 def test_unreadable_files_raise_one_line_with_the_path(tmp_path, kind):
     path = broken(tmp_path, kind)
     for use in (probe, lambda p: read_frames(p, [0]), lambda p: list(iter_frames(p))):
-        with pytest.raises(UnreadableVideo, match=f"{kind}.mp4: ") as error:
+        with pytest.raises(Unreadable, match=f"{kind}.mp4: ") as error:
             use(path)
         assert "\n" not in str(error.value)
     if path.exists():
-        with pytest.raises(UnreadableVideo, match="<bytes>: "):
+        with pytest.raises(Unreadable, match="<bytes>: "):
             probe(path.read_bytes())
 
 
@@ -257,12 +257,12 @@ def test_folder_of_frames(tmp_path):
     assert (video.frames, video.width, video.height, video.fps) == (3, 12, 8, 0)
     assert read_frames(tmp_path, [2, 0])[:, 0, 0].tolist() == [[10, 20, 0], [1, 2, 0]]
     (tmp_path / "2.png").write_bytes(b"no picture")
-    with pytest.raises(UnreadableVideo, match=r"2\.png"):
+    with pytest.raises(Unreadable, match=r"2\.png"):
         read_frames(tmp_path, [1])
 
 
 def test_empty_folder_is_unreadable(tmp_path):
-    with pytest.raises(UnreadableVideo, match="without JPEG or PNG"):
+    with pytest.raises(Unreadable, match="without JPEG or PNG"):
         probe(tmp_path)
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nlzoo import NonLocalBlock, create_model, ops
-from nlzoo.data.decode import UnreadableVideo, read_frames, write_video
+from nlzoo.data.decode import read_frames, write_video
 from nlzoo.explain import Look, draw, look, most_motion
-from nlzoo.preprocessing import Preprocessing
+from nlzoo.preprocessing import Preprocessing, Unreadable
 from nlzoo.video import VideoResNet
 from nlzoo.watch import look_at_video, score_video
 
@@ -285,10 +285,10 @@ def test_unreadable_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(content)
     for video in (path, tmp_path / "absent.mp4"):
-        with pytest.raises(UnreadableVideo, match=video.name) as caught:
+        with pytest.raises(Unreadable, match=video.name) as caught:
             score_video(network(), video, 1, 1)
         assert "\n" not in str(caught.value)
-        with pytest.raises(UnreadableVideo, match=video.name):
+        with pytest.raises(Unreadable, match=video.name):
             look_at_video(network(), video, tmp_path / "picture.png")
     assert [p.name for p in tmp_path.iterdir()] == ["broken.mp4"]
 

@@ -69,10 +69,10 @@ def test_what_a_module_knows(videos):
     data = module(videos)
     assert data.classes == ["a", "b"]
     assert data.expected == data.found == {"train": 22, "val": 5, "test": 5}
-    assert data.preprocessing.classes == ("a", "b")
-    assert (data.preprocessing.frames, data.preprocessing.stride) == (FRAMES, STRIDE)
-    assert data.preprocessing.test_crop == SIDE
-    assert data.videos("test") == data.videos("val")
+    assert data.wishes["classes"] == ["a", "b"]
+    assert (data.wishes["frames"], data.wishes["stride"]) == (FRAMES, STRIDE)
+    assert data.wishes["test_crop"] == SIDE
+    assert data.files("test") == data.files("val")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_classes_are_a_word_or_a_list(tmp_path, argument, classes):
 
 def test_classes_by_name(videos):
     data = module(videos, classes=["b", "a"])
-    assert data.preprocessing.classes == ("b", "a")
+    assert data.wishes["classes"] == ["b", "a"]
 
 
 def test_batches_have_the_promised_shapes(videos):
@@ -99,7 +99,7 @@ def test_batches_have_the_promised_shapes(videos):
     assert clip.shape == (4, 3, FRAMES, SIDE, SIDE)
     assert (clip.dtype, label.dtype, index.dtype) == (torch.uint8, torch.int64, torch.int64)
     assert notes == []
-    names = [data.videos("train")[i].split("/")[-2] for i in index]
+    names = [data.files("train")[i].split("/")[-2] for i in index]
     assert [data.classes[i] for i in label] == names
     clip, label, index, _ = batches(data.val_dataloader())[0]
     assert clip.shape == (4, 3, FRAMES, SIDE, SIDE)
@@ -147,7 +147,7 @@ def test_workers_can_be_spawned(videos):
 def test_test_clips_are_the_right_frames_wrapped(videos):
     data = module(videos)
     dataset = data.test_dataloader().dataset
-    path = data.videos("test")[4]
+    path = data.files("test")[4]
     length = 6 + int(path[-6:-4])
     for k in range(3):
         positions = [(k * length // 3 + STRIDE * i) % length for i in range(FRAMES)]
@@ -160,7 +160,7 @@ def test_test_clips_are_the_right_frames_wrapped(videos):
 
 def test_sampling_by_time_follows_the_rate_of_the_file(videos):
     data = module(videos, fps=4.0, stride=1)  # the files have 8 frames a second
-    path = data.videos("val")[0]
+    path = data.files("val")[0]
     crop = data.val_dataloader().dataset[0][0]
     frames = read_frames(path, [i % 6 for i in (0, 2, 4, 6)]).permute(3, 0, 1, 2)
     assert torch.equal(crop, frames[..., 2:18])
@@ -177,7 +177,7 @@ def test_unreadable_training_videos_are_replaced_and_named(damaged, tmp_path):
         seen.append(data.on_before_batch_transfer(batch, 0))
     assert all(len(batch) == 3 for batch in seen)
     indices = torch.cat([batch[2] for batch in seen]).tolist()
-    paths = [data.videos("train")[i] for i in indices]
+    paths = [data.files("train")[i] for i in indices]
     assert not {p[-6:-4] for p in paths} & {"03", "08"}
     assert len(indices) == 22
     assert {p[-6:-4] for p in data.unreadable} == {"03", "08"}
@@ -205,14 +205,14 @@ def test_too_many_unreadable_videos_stop_training(damaged):
 def test_unreadable_videos_of_all_processes_are_listed_once_and_counted(damaged, tmp_path):
     bad = tmp_path / "bad_files.txt"
     ranks = [module(damaged, bad_share=0.05, bad_files=str(bad)) for _ in range(3)]
-    one, two = (p for p in ranks[0].videos("train") if p[-6:-4] in ("03", "08"))
-    val = ranks[0].videos("val")[3]
+    one, two = (p for p in ranks[0].files("train") if p[-6:-4] in ("03", "08"))
+    val = ranks[0].files("val")[3]
     notes = [Note(path, f"{path}: empty", used=False) for path in (one, two, val)]
     tensors = (torch.zeros(1),) * 3
     for rank in ranks:
         rank.on_before_batch_transfer((*tensors, [notes[0], notes[2]]), 0)
     assert bad.read_text() == f"{one}\tunreadable: empty\n{val}\tunreadable: empty\n"
-    tail = ranks[0].videos("train")[0]
+    tail = ranks[0].files("train")[0]
     for rank in ranks:
         rank.on_before_batch_transfer((*tensors, [Note(tail, "2 of 6 are good", used=True)]), 0)
     assert bad.read_text().endswith(f"\n{tail}\tdamaged: 2 of 6 are good\n")
@@ -233,7 +233,7 @@ def test_a_folder_of_frames_is_named_once(videos, tmp_path):
 def test_evaluation_never_replaces(damaged):
     data = module(damaged)
     loader, clips = data.test_dataloader(), data.clips
-    bad = [i for i, path in enumerate(data.videos("test")) if path.endswith("03.mp4")]
+    bad = [i for i, path in enumerate(data.files("test")) if path.endswith("03.mp4")]
     for batch in batches(loader):
         crops, label, index = data.on_before_batch_transfer(batch, 0)
         for one, of, i in zip(crops, label.tolist(), index.tolist(), strict=True):
@@ -248,7 +248,7 @@ def test_nothing_readable_ends_with_a_reason(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     data = module(tmp_path)
-    with pytest.raises(ValueError, match=f"{TRIES} videos in a row cannot be read.*mp4"):
+    with pytest.raises(ValueError, match=f"{TRIES} files in a row cannot be read.*mp4"):
         batches(data.train_dataloader())
 
 

@@ -29,7 +29,7 @@ def split_of(root, split="train", classes=""):
     rows = read_rows(files, split)
     names = read_classes(root, classes, rows)
     found = to_split(rows, names)
-    paths = [os.path.relpath(path, root) for path in found.videos]
+    paths = [os.path.relpath(path, root) for path in found.files]
     return list(zip(paths, found.labels, strict=True)), names, list(found.missing)
 
 

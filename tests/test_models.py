@@ -10,7 +10,7 @@ import nlzoo
 from nlzoo import NonLocalBlock, create_model, list_models, load_model
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.registry import MODELS
-from nlzoo.tasks.video import VideoClassification
+from nlzoo.tasks.classification import Classification
 from nlzoo.video import VideoResNet
 
 TINY: dict[str, Any] = {"width": 8, "geometry": "8x8", "num_classes": 5}
@@ -60,7 +60,7 @@ def test_names() -> None:
     wanted |= {f"resnet{d}{n}" for d in (18, 34, 50, 101, 152) for n in counts}
     wanted |= {"tsn_r50", "tsm_r50", "tsm_r50_nl5", "tsm_r101"}
     wanted |= {"slowfast_r50", "slowfast_r50_nl5", "slowfast_r101", "slowfast_r101_nl3"}
-    wanted |= {f"resnet{depth}_cifar10" for depth in (20, 32, 44, 56)}
+    wanted |= {f"resnet{d}_cifar10{n}" for d in (8, 20, 32, 44, 56) for n in ("", "_nl2")}
     assert set(list_models()) == wanted == set(MODELS)
     assert list_models() == sorted(list_models())
 
@@ -193,10 +193,10 @@ def test_image_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert model.get_classifier().out_features == 5
 
 
-def checkpoint(path: Any, **options: Any) -> VideoClassification:
+def checkpoint(path: Any, **options: Any) -> Classification:
     """A task with trained blocks, written as Lightning and the task write it."""
     torch.manual_seed(2)
-    task = VideoClassification(
+    task = Classification(
         "i3d_r18_nl5",
         arch={"width": 8, "geometry": "8x8"},
         preprocessing=SMALL.to_dict(),
@@ -244,7 +244,7 @@ def test_what_is_not_given_is_as_it_was_trained(tmp_path: Any) -> None:
     """The forms have the same keys: the file has to say which one it is."""
     places = {"places": "res3:0", "form": "dot_product", "subsample": None}
     task = checkpoint(tmp_path / "first.ckpt", non_local=places)
-    tuned = VideoClassification(
+    tuned = Classification(
         "i3d_r18_nl5", pretrained=str(tmp_path / "first.ckpt"), preprocessing=SMALL.to_dict()
     )
     saved: dict[str, Any] = {"state_dict": tuned.state_dict()}

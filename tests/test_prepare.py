@@ -61,7 +61,7 @@ def test_a_set_is_prepared_and_read_as_before(source, tmp_path, capsys):
     assert all(p.pts == p.dts for p in packets)  # no B-frames
     data = Kinetics(str(dest), crop=16, scale=[24, 24], test_size=24, test_crop=24)
     assert data.found == {"train": 2, "val": 1, "test": 1}
-    assert all(path.startswith(str(dest)) for path in data.videos("train"))
+    assert all(path.startswith(str(dest)) for path in data.files("train"))
     times = {path: path.stat().st_mtime_ns for path in dest.rglob("*.mp4")}
     (dest / "val/a/three.mp4").unlink()
     assert run(source, dest, "--size", 24) == 0  # goes on: only what is not there

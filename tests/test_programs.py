@@ -19,7 +19,7 @@ from PIL import Image
 from nlzoo import evaluate, fit, predict, program
 from nlzoo.data.sample import CLASSES, make_sample
 from nlzoo.models import load_model
-from nlzoo.tasks.video import VideoClassification
+from nlzoo.tasks.classification import Classification
 
 RUN_FOLDER = {
     "bad_files.txt",
@@ -118,7 +118,7 @@ def test_a_finished_run_says_that_it_is(videos, run, capsys):
 
 def test_one_class_is_no_choice(videos, tmp_path):
     with pytest.raises(ValueError, match="the data have one class, 'a': give two"):
-        VideoClassification("c2d_r18", preprocessing={"classes": ["a"]})
+        Classification("c2d_r18", preprocessing={"classes": ["a"]})
 
 
 def test_training_may_end_before_it_is_validated(videos, tmp_path, capsys):
@@ -174,8 +174,8 @@ def report(run):
 def test_evaluate_reports_what_it_found(run, report):
     result, rows = report
     assert result["views"] == "3 clips x 3 crops"
-    assert (result["videos_expected"], result["videos_found"]) == (7, 7)
-    assert result["videos_unreadable"] == 1
+    assert (result["files_expected"], result["files_found"]) == (7, 7)
+    assert result["files_unreadable"] == 1
     assert len(rows) == 7
     assert sorted(row["views"] for row in rows) == ["0", *["9"] * 6]
     read = [row for row in rows if row["views"] == "9"]
@@ -188,16 +188,16 @@ def test_evaluate_reports_what_it_found(run, report):
 
 def test_predict_gives_the_scores_of_evaluate(run, report, capsys):
     _, rows = report
-    read = {row["video"]: row for row in rows if row["views"] == "9"}
+    read = {row["file"]: row for row in rows if row["views"] == "9"}
     folder = str(Path(next(iter(read))).parent)
     argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--clips", "3", "--crops", "3"]
     predict.main([*argv, "--json", folder])
     out = capsys.readouterr()
     results = json.loads(out.out)
-    assert {result["video"] for result in results} == {*read}
+    assert {result["file"] for result in results} == {*read}
     for result in results:
         for one in result["top"]:
-            wanted = float(read[result["video"]][one["class"]])
+            wanted = float(read[result["file"]][one["class"]])
             assert one["score"] == pytest.approx(wanted, abs=1e-5)
         scores = [one["score"] for one in result["top"]]
         assert scores == sorted(scores, reverse=True)
@@ -205,7 +205,7 @@ def test_predict_gives_the_scores_of_evaluate(run, report, capsys):
 
 
 def test_predict_draws_where_a_position_looks(run, report, tmp_path, capsys):
-    video = next(row["video"] for row in report[1] if row["views"] == "9")
+    video = next(row["file"] for row in report[1] if row["views"] == "9")
     argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--clips", "1", video]
     predict.main([*argv, "--look", str(tmp_path / "look.png"), "--at", "5,20,10"])
     out = capsys.readouterr().out

@@ -18,7 +18,7 @@ from torch import nn
 
 from nlzoo.data.decode import write_video
 from nlzoo.program import run
-from nlzoo.watch import score_video, watch_video
+from nlzoo.watch import score_video, watch
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def test_networks_without_preprocessing_say_so(tmp_path):
     export_onnx(Two(), tmp_path / "m.onnx", shape=(2, 3, 4))
     with Runner(tmp_path / "m.onnx") as runner:
         with pytest.raises(ValueError, match="Two is no video network"):
-            watch_video(runner, "v.mp4", 1, 1)
+            watch(runner, "v.mp4", 1, 1)
         assert torch.equal(runner(torch.ones(5, 3, 4)), torch.full((5, 3, 4), 2.0))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from nlzoo.data.layouts import Row, plain
 from nlzoo.files import read_text
@@ -16,9 +17,9 @@ BUILT_IN = ("kinetics400", "kinetics600", "kinetics700")
 
 @dataclass(frozen=True)
 class Split:
-    """The videos of one split that are there, their labels, and the names of those missing."""
+    """The files of one split that are there, their labels, and the names of those missing."""
 
-    videos: tuple[str, ...]
+    files: tuple[Any, ...]  # paths, or what else `str` names
     labels: tuple[int, ...]
     missing: tuple[str, ...]
 
@@ -102,7 +103,7 @@ def _counts(names: Sequence[str]) -> dict[str, int]:
 
 
 def to_split(rows: Sequence[Row], classes: Sequence[str]) -> Split:
-    """Labels as indices into `classes`; missing videos set aside.
+    """Labels as indices into `classes`; missing files set aside.
 
     Raises:
         ValueError: a label that is neither an index nor a name of the list, with its line.
@@ -111,7 +112,7 @@ def to_split(rows: Sequence[Row], classes: Sequence[str]) -> Split:
     labels = [_label(row, classes, index) for row in rows]
     there = [(row.path, label) for row, label in zip(rows, labels, strict=True) if row.path]
     return Split(
-        videos=tuple(path for path, _ in there),
+        files=tuple(path for path, _ in there),
         labels=tuple(label for _, label in there),
         missing=tuple(row.name for row in rows if row.path is None),
     )

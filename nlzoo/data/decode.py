@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from nlzoo.files import whole_file
+from nlzoo.preprocessing import Unreadable
 
 Source = str | Path | bytes
 VIDEO_SUFFIXES = frozenset(
@@ -49,10 +50,6 @@ KEPT_BYTES = 64 << 20  # packets of larger files are read again rather than kept
 COLOUR_TAGS = "colorspace", "color_range", "color_primaries", "color_trc"
 
 
-class UnreadableVideo(ValueError):  # noqa: N818
-    """No frame can be read; the text is one line with the path and the reason."""
-
-
 @dataclass(frozen=True)
 class Video:
     """What `probe` finds."""
@@ -72,7 +69,7 @@ def probe(source: Source) -> Video:
         source: path of a file or of a folder of JPEG or PNG frames, or the bytes of a file.
 
     Raises:
-        UnreadableVideo: the file is missing, holds no video, or no frame can be decoded.
+        Unreadable: the file is missing, holds no video, or no frame can be decoded.
     """
     with open_video(source) as video:
         height, width = video.read([0]).shape[1:3]
@@ -85,7 +82,7 @@ def read_frames(source: Source, indices: Sequence[int]) -> Tensor:
     A frame that cannot be decoded (a damaged tail) is replaced by the last good one before it.
 
     Raises:
-        UnreadableVideo: as `probe`.
+        Unreadable: as `probe`.
         IndexError: a position outside 0..frames - 1.
     """
     with open_video(source) as video:
@@ -96,14 +93,14 @@ def iter_frames(source: Source) -> Iterator[av.VideoFrame]:
     """Every good frame of a file in order, as decoded (planes, not turned).
 
     Raises:
-        UnreadableVideo: at once, as `probe`; or after the last good frame of a damaged file.
+        Unreadable: at once, as `probe`; or after the last good frame of a damaged file.
     """
     with VideoFile(source) as video:
         good = 0
         for good, (_, frame) in enumerate(video.decode(), 1):  # noqa: B007
             yield frame
         if video.damage:
-            raise UnreadableVideo(f"{video.name}: damaged after {good} good frames: {video.damage}")
+            raise Unreadable(f"{video.name}: damaged after {good} good frames: {video.damage}")
 
 
 def open_video(source: Source) -> "VideoFile | FrameFolder":
@@ -123,7 +120,7 @@ class FrameFolder:
         self.files = sorted(found, key=lambda p: (len(p.name), p.name))  # 2.jpg before 10.jpg
         self.frames = len(self.files)
         if not self.files:
-            raise UnreadableVideo(f"{folder}: a folder without JPEG or PNG frames")
+            raise Unreadable(f"{folder}: a folder without JPEG or PNG frames")
 
     def __enter__(self) -> "FrameFolder":
         return self
@@ -135,7 +132,7 @@ class FrameFolder:
         """As `read_frames`; every frame of a folder must be readable."""
         frames = [self._image(self.files[i]) for i in indices]
         if len({frame.shape for frame in frames}) > 1:
-            raise UnreadableVideo(f"{self.files[0].parent}: frames of different sizes")
+            raise Unreadable(f"{self.files[0].parent}: frames of different sizes")
         return torch.from_numpy(np.stack(frames))
 
     @staticmethod
@@ -144,14 +141,14 @@ class FrameFolder:
             with Image.open(path) as image:
                 return np.asarray(image.convert("RGB"))
         except (OSError, SyntaxError) as error:  # Pillow's two ways to say: broken
-            raise UnreadableVideo(f"{path}: {error}") from error
+            raise Unreadable(f"{path}: {error}") from error
 
 
 class VideoFile:
     """One open file. `frames` and `fps` are known at once; `damage` says what reading met."""
 
     def __init__(self, source: Source) -> None:
-        """Open the file and list its packets. Raises UnreadableVideo."""
+        """Open the file and list its packets. Raises Unreadable."""
         self.name = "<bytes>" if isinstance(source, bytes) else str(source)
         self.damage = ""  # "28 of 50 frames are good: ...", once that is known
         self.rotation = 0  # known after the first read
@@ -161,9 +158,9 @@ class VideoFile:
             self._open()
             self._scan()
         except (av.FFmpegError, OSError) as error:
-            raise UnreadableVideo(f"{self.name}: {_reason(error)}") from error
+            raise Unreadable(f"{self.name}: {_reason(error)}") from error
         if not self.frames:
-            raise UnreadableVideo(f"{self.name}: holds no video frame")
+            raise Unreadable(f"{self.name}: holds no video frame")
 
     def __enter__(self) -> "VideoFile":
         return self
@@ -176,7 +173,7 @@ class VideoFile:
         self._container = av.open(file, "r", metadata_errors="ignore")
         stream = self._container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic:
-            raise UnreadableVideo(f"{self.name}: holds no video stream")
+            raise Unreadable(f"{self.name}: holds no video stream")
         stream.codec_context.thread_count = 1
         self._stream = stream
         self._context: Any = stream.codec_context  # its stubs lack decode()
@@ -297,7 +294,7 @@ class VideoFile:
     def _replace_missing(self, found: dict[int, np.ndarray], wanted: set[int]) -> None:
         """Fill the holes with the last good frame before each; in place."""
         if not found:
-            raise UnreadableVideo(f"{self.name}: no frame decodes: {self.damage or 'no reason'}")
+            raise Unreadable(f"{self.name}: no frame decodes: {self.damage or 'no reason'}")
         good = sorted(found)
         for i in wanted - found.keys():
             found[i] = found[good[max(bisect(good, i) - 1, 0)]]

@@ -1,21 +1,21 @@
-"""Video sets as people have them on disk: which videos, their labels, and which are missing."""
+"""Sets as people have them on disk: which files, their labels, and which are missing."""
 
 import csv
 import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from nlzoo.data.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from nlzoo.data.pictures import SUFFIXES as PICTURES
+from nlzoo.data.pictures import find_images
 from nlzoo.files import read_text
 
-LAYOUTS = (
-    "train.csv and val.csv (Kinetics' own lists), train.txt and val.txt (`path label` lines), "
-    "or train/CLASS/*.mp4 and val/CLASS/*.mp4"
-)
 ALIASES = {
     "train": ("train", "training"),
     "val": ("val", "validate", "validation"),
@@ -25,7 +25,7 @@ ALIASES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One video of a list: where it was listed, what it is called, its label as written."""
+    """One file of a list: where it was listed, what it is called, its label as written."""
 
     where: str
     name: str
@@ -34,22 +34,44 @@ class Row:
     listed: bool = True  # else the label is the name of a folder
 
 
-class Files:
-    """Every video under a folder, found by one scan: files, and folders of frames."""
+@dataclass(frozen=True)
+class Kind:
+    """What a set is made of."""
 
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
+    noun: str
+    layouts: str  # in words
+    find: Callable[[Path], Iterable[Any]]  # all files under a folder; `str` names one
+    packed: bool = False  # whether a tar file is a folder
+
+
+class Files:
+    """Every file of a kind under a folder, found by one scan: videos, if nothing else is said."""
+
+    def __init__(self, root: Path, kind: "Kind | None" = None) -> None:
+        self.kind = kind = kind or VIDEOS
+        packed = kind.packed and root.suffix == ".tar" and root.is_file()
+        if not (root.is_dir() or packed):
             raise FileNotFoundError(
-                f"no data folder {str(root)!r}; --data PATH names it. Expected in it: {LAYOUTS}. "
-                "--sample makes a small set"
+                f"no data folder {str(root)!r}; --data PATH names it. Expected in it: "
+                f"{kind.layouts}. --sample makes a small set"
             )
-        self.root = root = Path(os.path.normpath(root))
-        self.paths = frozenset(find_videos(root))
-        self.by_stem: dict[str, list[str]] = defaultdict(list)
+        root = Path(os.path.normpath(root))
+        self.root = root.with_suffix("") if packed else root
+        self.paths: dict[str, Any] = {str(file): file for file in kind.find(root)}
+
+    @cached_property
+    def by_stem(self) -> dict[str, list[str]]:
+        """Paths by file name, with and without suffix."""
+        by_stem: dict[str, list[str]] = defaultdict(list)
         for path in sorted(self.paths):
             name = os.path.basename(path)  # noqa: PTH119 - a quarter of a million strings
-            self.by_stem[name].append(path)
-            self.by_stem[os.path.splitext(name)[0]].append(path)  # noqa: PTH122
+            by_stem[name].append(path)
+            by_stem[os.path.splitext(name)[0]].append(path)  # noqa: PTH122
+        return by_stem
+
+    def under(self, folder: Path) -> Iterator[str]:
+        """The paths in a folder."""
+        return (path for path in self.paths if path.startswith(f"{folder}{os.sep}"))
 
     def at(self, path: str, base: Path) -> str | None:
         """The file of a listed path, which is relative to the root or to the list's folder."""
@@ -102,7 +124,37 @@ def plain(name: str) -> str:
     return " ".join(name.replace('"', "").replace("_", " ").split()).casefold()
 
 
+VIDEOS = Kind(
+    "video",
+    "train.csv and val.csv (Kinetics' own lists), train.txt and val.txt (`path label` lines), "
+    "or train/CLASS/*.mp4 and val/CLASS/*.mp4",
+    find_videos,
+)
+IMAGES = Kind(
+    "image",
+    "train/CLASS/*.jpg and val/CLASS/*.jpg, CLASS/*.jpg (a part is kept for validation), the same "
+    "in tar files (train.tar, train/CLASS.tar), cifar-10-batches-py or cifar-100-python, or "
+    "train.txt and val.txt (`path label` lines)",
+    find_images,
+    packed=True,
+)
+
+
 # -- splits ---------------------------------------------------------------------------------
+
+
+def read_splits(files: Files, names: Mapping[str, str]) -> dict[str, list[Row]]:
+    """The rows of the splits that are there; `names` says what each is called, "" that it is not.
+
+    Raises:
+        FileNotFoundError: none of them.
+    """
+    rows = {split: read_rows(files, name) for split, name in names.items() if name}
+    if there := {split: some for split, some in rows.items() if some is not None}:
+        return there
+    raise FileNotFoundError(
+        f"nothing to read in {str(files.root)!r}: expected {files.kind.layouts}"
+    )
 
 
 def read_rows(files: Files, split: str) -> list[Row] | None:
@@ -111,17 +163,18 @@ def read_rows(files: Files, split: str) -> list[Row] | None:
     Raises:
         ValueError: the list is empty, or has no labels; or several lists may be meant.
     """
-    where = _find_split(files.root, split)
+    where = _find_split(files, split)
     if where is None:
         return None
-    rows = list(_folder_rows(files, where) if where.is_dir() else _list_rows(files, where, split))
+    rows = list(_list_rows(files, where, split) if where.is_file() else folder_rows(files, where))
     if not rows:
-        raise ValueError(f"{where} lists no video: expected {LAYOUTS}")
+        raise ValueError(f"{where} lists no {files.kind.noun}: expected {files.kind.layouts}")
     return rows
 
 
-def _find_split(root: Path, split: str) -> Path | None:
+def _find_split(files: Files, split: str) -> Path | None:
     """A path as given, else a list SPLIT or *_SPLIT (.csv, .txt), else the folder SPLIT."""
+    root = files.root
     for path in (root / split, Path(split)):
         if path.is_file():
             return path
@@ -142,19 +195,15 @@ def _find_split(root: Path, split: str) -> Path | None:
     if lists:
         return lists[0]
     folders = [root / name for name in (split, *names)]
-    return next((folder for folder in folders if folder.is_dir()), None)
+    return next((f for f in folders if f.is_dir() or any(files.under(f))), None)
 
 
-def _folder_rows(files: Files, folder: Path) -> Iterator[Row]:
-    """FOLDER/CLASS/**/video."""
-    for path in sorted(files.paths):
-        inside = Path(path).relative_to(folder).parts if _is_in(path, folder) else ()
-        if len(inside) > 1:
-            yield Row(str(folder), path, inside[0], path, listed=False)
-
-
-def _is_in(path: str, folder: Path) -> bool:
-    return path.startswith(f"{folder}{os.sep}")
+def folder_rows(files: Files, folder: Path) -> Iterator[Row]:
+    """FOLDER/CLASS/**/file."""
+    for path in sorted(files.under(folder)):
+        label, inside, _ = path[len(str(folder)) + 1 :].partition(os.sep)
+        if inside:
+            yield Row(str(folder), path, label, path, listed=False)
 
 
 def _list_rows(files: Files, path: Path, split: str) -> Iterator[Row]:
@@ -187,7 +236,7 @@ def _official_rows(
         yield Row(where, name, row["label"], found)
 
 
-SUFFIXES = "|".join(suffix[1:] for suffix in sorted(VIDEO_SUFFIXES))
+SUFFIXES = "|".join(suffix[1:] for suffix in sorted(VIDEO_SUFFIXES | PICTURES))
 _HEADER = re.compile(r"(class|label|category|target)(es|s)?( ?(id|index|name|label))?")
 _LINE = (
     re.compile(rf"""["']?(.+\.(?:{SUFFIXES}))["']?\s*[\s,]\s*(.+)""", re.IGNORECASE),

@@ -1,26 +1,24 @@
-"""Videos to batches: data sets of clips, the sampler of training, and a loader that resumes.
+"""Labelled files to batches: data sets, the sampler of training, and a loader that resumes.
 
 What an item looks like is a function of (seed, epoch, index), never of worker, rank or history.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from nlzoo.data.clips import centre_clip, generator, step_of, test_clips, train_clip
-from nlzoo.data.decode import Source, UnreadableVideo, open_video
-from nlzoo.data.transforms import EvalTransform, TrainTransform
-from nlzoo.preprocessing import UNREADABLE
+from nlzoo.data.clips import generator
+from nlzoo.preprocessing import UNREADABLE, Unreadable
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
-TRIES = 10  # videos tried in place of an unreadable one
+TRIES = 10  # files tried in place of an unreadable one
 
 
 @dataclass(frozen=True)
@@ -29,110 +27,85 @@ class Note:
 
     path: str
     reason: str
-    used: bool  # its good frames were used
+    used: bool  # its good part was used
 
 
-Item = tuple[Tensor, int, int, list[Note]]
+Sample = tuple[Tensor, str]  # uint8; what is damaged in its file ("": nothing)
+Item = tuple[Tensor, int, int, list[Note]]  # sample, label, index
 Batch = tuple[Tensor, Tensor, Tensor, list[Note]]
-Chooser = Callable[[int, int, float], list[int]]  # of length, frames, step
 
 
 @dataclass
-class Clips(Dataset[Item]):
-    """Videos with labels, and how a clip is sampled.
+class Items(Dataset[Item]):
+    """Files with labels, and how one is read; `read` raises `Unreadable`."""
 
-    An item is (clip uint8, label, index, notes); a clip has `frames` frames, `stride` apart, of
-    the source or (`fps` not 0) of the source resampled to that rate.
-    """
-
-    videos: Sequence[Source]
+    files: Sequence[Any]  # paths, bytes, or whatever `read` takes
     labels: Sequence[int]
-    frames: int
-    stride: int
-    fps: float
+    read: Callable[[Any, Any], Sample]
 
     def __len__(self) -> int:
-        return len(self.videos)
+        return len(self.files)
 
-    def read(self, video: int, choose: Chooser) -> tuple[Tensor, list[Note]]:
-        """Frames (T, C, H, W) at the positions choose(length, frames, step), and notes."""
-        with open_video(self.videos[video]) as file:
-            step = step_of(self.stride, file.fps, self.fps)
-            frames = file.read(choose(file.frames, self.frames, step))
-            notes = [Note(self.name(video), file.damage, used=True)] if file.damage else []
-        return frames.permute(0, 3, 1, 2), notes
-
-    def name(self, video: int) -> str:
+    def name(self, file: int) -> str:
         """The path, or a number for bytes."""
-        source = self.videos[video]
-        return f"video {video}" if isinstance(source, bytes) else str(source)
+        source = self.files[file]
+        return f"file {file}" if isinstance(source, bytes) else str(source)
 
 
 @dataclass
-class TrainClips(Clips):
-    """One random clip a video, (C, T, crop, crop). The key of an item is (epoch, index).
+class TrainItems(Items):
+    """One random sample a file: read(file, rng). The key of an item is (epoch, index).
 
-    An unreadable video is replaced by another one, which depends on (seed, epoch, index) only.
+    An unreadable file is replaced by another one, which depends on (seed, epoch, index) only.
     """
 
-    transform: TrainTransform
     seed: int
 
     def __getitem__(self, key: tuple[int, int] | int) -> Item:
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        rng = generator(self.seed, epoch, index)
+        rng: np.random.Generator = generator(self.seed, epoch, index)
         notes: list[Note] = []
         for _ in range(TRIES):
             try:
-                clip, found = self.read(index, partial(train_clip, rng=rng))
-                return self.transform(clip, rng), self.labels[index], index, notes + found
-            except UnreadableVideo as error:
+                sample, damage = self.read(self.files[index], rng)
+            except Unreadable as error:
                 notes.append(Note(self.name(index), str(error), used=False))
                 index = int(rng.integers(len(self)))
-        raise UnreadableVideo(
-            f"{TRIES} videos in a row cannot be read; the last: {notes[-1].reason}"
-        )
+            else:
+                notes += [Note(self.name(index), damage, used=True)] if damage else []
+                return sample, self.labels[index], index, notes
+        raise Unreadable(f"{TRIES} files in a row cannot be read; the last: {notes[-1].reason}")
 
 
 @dataclass
-class EvalClips(Clips):
-    """`clips` evenly spread clips a video, each in several crops: (crops, C, T, crop, crop).
+class EvalItems(Items):
+    """`views` samples a file: read(file, view). The index of an item is file * views + view.
 
-    The index of an item is video * clips + clip. With `clips` 0, the centre clip of each video in
-    one crop: (C, T, crop, crop). An unreadable video gives zeros and the label -1.
+    An unreadable file gives zeros of `shape` and the label -1.
     """
 
-    transform: EvalTransform
-    clips: int
+    shape: tuple[int, ...]
+    views: int = 1
 
     def __len__(self) -> int:
-        return len(self.videos) * max(self.clips, 1)
+        return len(self.files) * self.views
 
     def __getitem__(self, index: int) -> Item:
-        video, k = divmod(index, max(self.clips, 1))
+        file, view = divmod(index, self.views)
         try:
-            clip, notes = self.read(video, partial(self._positions, k))
-            crops, label = self.transform(clip), self.labels[video]
-        except UnreadableVideo as error:
-            crops, label = self._nothing(), UNREADABLE
-            notes = [Note(self.name(video), str(error), used=False)]
-        return crops if self.clips else crops[0], label, index, notes
-
-    def _positions(self, k: int, length: int, frames: int, step: float) -> list[int]:
-        if not self.clips:
-            return centre_clip(length, frames, step)
-        return test_clips(length, frames, step, self.clips)[k]
-
-    def _nothing(self) -> Tensor:
-        side = self.transform.crop
-        return torch.zeros(self.transform.crops, 3, self.frames, side, side, dtype=torch.uint8)
+            sample, damage = self.read(self.files[file], view)
+        except Unreadable as error:
+            nothing = torch.zeros(self.shape, dtype=torch.uint8)
+            return nothing, UNREADABLE, index, [Note(self.name(file), str(error), used=False)]
+        notes = [Note(self.name(file), damage, used=True)] if damage else []
+        return sample, self.labels[file], index, notes
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """(clips, labels int64, indices int64, all notes)."""
-    clips, labels, indices, notes = zip(*items, strict=True)
+    """(samples, labels int64, indices int64, all notes)."""
+    samples, labels, indices, notes = zip(*items, strict=True)
     return (
-        default_collate(list(clips)),
+        default_collate(list(samples)),
         torch.tensor(labels),
         torch.tensor(indices),
         [note for some in notes for note in some],
@@ -140,13 +113,13 @@ def collate(items: Sequence[Item]) -> Batch:
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """A shuffled share of the videos for each rank; yields (epoch, index).
+    """A shuffled share of the files for each rank; yields (epoch, index).
 
     Epoch and position are those of the trainer's count of batches, which checkpoints restore: an
     iteration begins where training stands, inside an epoch too. The length is a whole epoch's.
     """
 
-    def __init__(self, data: TrainClips, batch_size: int, trainer: "Trainer | None") -> None:
+    def __init__(self, data: TrainItems, batch_size: int, trainer: "Trainer | None") -> None:
         world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         super().__init__(data, world, rank, shuffle=True, seed=data.seed, drop_last=True)
         self._batch_size, self._trainer = batch_size, trainer
@@ -168,10 +141,10 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class TrainLoader(DataLoader[Any]):
-    """Batches of training clips; the state that Lightning asks for is its own count of batches."""
+    """Batches of training items; the state that Lightning asks for is its own count of batches."""
 
     def __init__(
-        self, data: TrainClips, batch_size: int, workers: int, trainer: "Trainer | None"
+        self, data: TrainItems, batch_size: int, workers: int, trainer: "Trainer | None"
     ) -> None:
         super().__init__(
             data,
@@ -192,7 +165,7 @@ class TrainLoader(DataLoader[Any]):
         """Nothing: the sampler asks the trainer."""
 
 
-def eval_loader(dataset: EvalClips, batch_size: int, workers: int) -> DataLoader[Any]:
+def eval_loader(dataset: EvalItems, batch_size: int, workers: int) -> DataLoader[Any]:
     """Batches in order; Lightning deals them to ranks."""
     return DataLoader(
         dataset,

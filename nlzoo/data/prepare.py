@@ -21,9 +21,10 @@ import numpy as np
 from jsonargparse import ArgumentParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nlzoo.data.decode import VIDEO_SUFFIXES, UnreadableVideo, VideoFile, encode
+from nlzoo.data.decode import VIDEO_SUFFIXES, VideoFile, encode
 from nlzoo.data.layouts import SUFFIXES, Files
 from nlzoo.files import read_text, write_whole
+from nlzoo.preprocessing import Unreadable
 from nlzoo.program import make_parser, parse_options, run
 
 
@@ -54,7 +55,7 @@ def prepare_video(source: Path, target: Path, encoding: Encoding) -> str:
             frames = _upright(video)
             encode(target, frames, size, rate, encoding.crf, encoding.gop, preset="medium")
             return video.damage
-    except UnreadableVideo as error:
+    except Unreadable as error:
         return str(error).removeprefix(f"{source}: ")
 
 

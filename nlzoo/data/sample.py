@@ -7,15 +7,13 @@ shorter than the gap, says anything about the class.
 """
 
 import csv
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from nlzoo.data.decode import write_video
-from nlzoo.files import cache_folder
+from nlzoo.files import cache_folder, whole_folder
 
 CLASSES = ("both same", "centre changes", "rim changes", "both change")
 FRAMES, SIDE, EVENT, CENTRE = 32, 32, 16, 8  # frames, pixels
@@ -45,26 +43,15 @@ def _draw_event(frames: np.ndarray, rim: int, centre: int, rng: np.random.Genera
 
 
 def make_sample(folder: Path | None = None, train: int = 800, val: int = 200) -> Path:
-    """The folder of the sample set, made if it is not there: H.264 files and Kinetics-style CSVs.
-
-    The folder appears whole or not at all; two processes may make it at once.
-    """
+    """The folder of the sample set, made if it is not there: H.264 files, Kinetics-style CSVs."""
     folder = folder or cache_folder() / "sample_videos_1"
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-    try:
-        rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
+    with whole_folder(folder) as part:
         for split, count in (("train", train), ("val", val)):
             _write_split(part, split, count, rng)
         (part / "classes.txt").write_text("\n".join(CLASSES) + "\n")
-        part.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

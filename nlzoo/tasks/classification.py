@@ -1,6 +1,6 @@
-"""Training and testing a video classifier (paper sections 4 and 5.1)."""
+"""Training and testing a classifier of videos or images (paper sections 4 and 5.1)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, Literal
 
@@ -8,27 +8,30 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision.transforms import v2
 
-from nlzoo.blocks import NonLocalBlock
 from nlzoo.models import create_model
-from nlzoo.preprocessing import UNREADABLE, Preprocessing
+from nlzoo.network import Network
+from nlzoo.preprocessing import UNREADABLE, Normalize, Preprocessing
 from nlzoo.registry import places_of
-from nlzoo.tasks.optim import build_optimizer, build_schedule
+from nlzoo.tasks.optim import build_optimizer, build_schedule, freeze, host_norms, parameter_groups
 from nlzoo.tasks.scores import ViewScores, accuracies
 from nlzoo.version import __version__
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class VideoClassification(LightningModule):
+class Classification(LightningModule):
     """A network, its loss, its metrics and its schedule.
 
-    Batches are (clip uint8 (B, C, T, H, W), label int64 (B,), index int64 (B,)); a label of -1 is
-    a video that could not be read. Test batches hold several crops: (B, crops, C, T, H, W).
+    Batches are (sample uint8 (B, C, *S), label int64 (B,), index int64 (B,)), *S being (T, H, W)
+    or (H, W); a label of -1 is a file that could not be read. Test batches hold several crops:
+    (B, crops, C, *S).
     """
 
     def __init__(
@@ -38,72 +41,74 @@ class VideoClassification(LightningModule):
         non_local: dict[str, Any] | None = None,
         arch: dict[str, Any] | None = None,
         bn: Literal["train", "frozen", "precise"] = "train",
-        optimizer: Literal["sgd", "adamw"] = "sgd",
+        train: Literal["all", "head", "blocks"] = "all",
+        optimizer: str = "sgd",
         lr: float = 0.01,
+        head_lr: float = 1.0,
+        layer_decay: float = 1.0,
         weight_decay: float = 1e-4,
         schedule: Literal["steps", "cosine"] = "steps",
         milestones: list[int] | None = None,
         warmup: int = 0,
+        loss: Literal["cross_entropy", "bce"] = "cross_entropy",
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         compile: bool = False,
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         """Build the network.
 
         Args:
-            model: a name of `nlzoo.list_models()`.
-            pretrained: a checkpoint, or `timm/NAME` to inflate ImageNet weights; empty: none.
+            model: a name of `nlzoo.list_models()`, `timm/NAME`, `c2d/NAME` or `tsm/NAME`.
+            pretrained: a checkpoint, or `timm/NAME` for ImageNet weights (inflated, where the
+                network has 3D convolutions); empty: none.
             non_local: arguments of the blocks (form, places, subsample, zero_init, ...); of no
                 meaning where the name has no blocks and no places are given.
             arch: arguments of the network (geometry, width, dropout, ...).
             bn: batch statistics are trained, frozen (in the host; blocks keep theirs), or trained
                 and re-estimated on 200 batches before each evaluation (precise).
-            optimizer: SGD with Nesterov momentum 0.9, or AdamW.
+            train: all, head, or head and blocks; the rest keeps its batch statistics too.
+            optimizer: a name of `timm.optim.list_optimizers()`: sgd (Nesterov momentum 0.9),
+                adamw, lamb, ...
             lr: the highest learning rate, for the whole batch of all devices.
+            head_lr: factor on it for the classifier and the blocks.
+            layer_decay: factor on it from each layer to the one before it (networks of timm).
             weight_decay: not applied to norms.
             schedule: a tenth at each milestone, or half a cosine.
             milestones: iterations.
             warmup: iterations of linear warm-up.
+            loss: cross-entropy, or binary cross-entropy of each class.
             label_smoothing: share of the label given to all classes.
+            mixup: alpha of Mixup (arXiv 1710.09412); 0: none.
+            cutmix: alpha of CutMix (arXiv 1905.04899); 0: none. With both, a coin chooses.
             compile: run the network through torch.compile.
-            preprocessing: filled from the data: what the network sees, and the class names.
+            preprocessing: filled from the data: class names, and what else they fix.
 
         Raises:
-            ValueError: unknown model, argument or shape; names the nearest.
+            ValueError: an unknown name or argument (gives the nearest); one class; videos for a
+                network of images, or the reverse.
         """
         super().__init__()
         if not places_of(model, non_local):
             non_local = None  # the same recipe without blocks: another name is enough
         self.save_hyperparameters(logger=False)
-        self.preprocessing = Preprocessing.from_dict(preprocessing or {})
-        classes = len(self.preprocessing.classes) or None
-        if classes == 1:
-            raise ValueError(
-                f"the data have one class, {self.preprocessing.classes[0]!r}: give two"
-            )
-        self.model = create_model(
-            model,
-            pretrained=pretrained or False,
-            num_classes=classes,
-            non_local=non_local,
-            preprocessing=self.preprocessing,
-            **(arch or {}),
-        )
-        self.preprocessing = self.model.preprocessing  # with the mean of its weights
+        self.model = _network(model, pretrained, non_local, arch or {}, preprocessing or {})
+        self.preprocessing = self.model.preprocessing
+        freeze(self.model, train)
         if bn == "frozen":
-            for norm in self._host_norms():
+            for norm in host_norms(self.model):
                 norm.requires_grad_(False)
         if compile:
             self.model.compile()
         self.recipe = ""  # text of the effective recipe, kept in checkpoints
-        self.loss = nn.CrossEntropyLoss(ignore_index=UNREADABLE, label_smoothing=label_smoothing)
         k = self.model.num_classes
-        self.running: Any = nn.ModuleDict(  # of this epoch; kept in checkpoints
-            {
-                "loss": MeanMetric(),
-                "top1": MulticlassAccuracy(k, average="micro", ignore_index=UNREADABLE),
-            }
-        )
+        self.loss: nn.Module = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        if loss == "bce":
+            self.loss = BinaryCrossEntropy(label_smoothing)
+        self.mix = _mix(mixup, cutmix, k)
+        top1 = MulticlassAccuracy(k, average="micro")
+        self.running: Any = nn.ModuleDict({"loss": MeanMetric(), "top1": top1})  # of this epoch
         self.val_metrics = accuracies(k).clone(prefix="val/")
         self.val_loss = MeanMetric()
         self.seed = 0
@@ -111,13 +116,19 @@ class VideoClassification(LightningModule):
     # -- training ---------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Remember the seed that the program set."""
+        """Remember the seed that the program set; nothing can be mixed in a batch of one."""
         self.seed = torch.initial_seed()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.mix and data.batch_size < 2:
+            raise ValueError("mixup and cutmix mix the files of a batch: data.batch_size 1 has one")
 
     def configure_optimizers(self) -> Any:
         """One optimizer, one schedule stepped each iteration."""
         hp = self.hparams
-        optimizer = build_optimizer(self.model, hp["optimizer"], hp["lr"], hp["weight_decay"])
+        groups = parameter_groups(
+            self.model, hp["lr"], hp["weight_decay"], hp["head_lr"], hp["layer_decay"]
+        )
+        optimizer = build_optimizer(groups, hp["optimizer"], hp["lr"])
         total = int(self.trainer.estimated_stepping_batches)
         milestones = tuple(hp["milestones"] or ())
         scheduler = build_schedule(optimizer, total, hp["schedule"], hp["warmup"], milestones)
@@ -126,11 +137,12 @@ class VideoClassification(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def train(self, mode: bool = True) -> "VideoClassification":
+    def train(self, mode: bool = True) -> "Classification":
         """Frozen statistics stay in evaluation mode."""
         super().train(mode)
-        if mode and self.hparams.get("bn") == "frozen":
-            for norm in self._host_norms():
+        hp = self.hparams
+        if mode and (hp.get("bn") == "frozen" or hp.get("train", "all") != "all"):
+            for norm in host_norms(self.model):
                 norm.eval()
         return self
 
@@ -145,24 +157,19 @@ class VideoClassification(LightningModule):
         torch.manual_seed(self.seed + batches * self.trainer.world_size + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of one clip a video."""
-        clip, label, _ = batch
-        logits = self.model(clip)
-        loss = self.loss(logits, label)
-        self.running["loss"].update(loss.detach(), len(clip))
-        self.running["top1"].update(logits, label)
+        """The loss of one sample a file; accuracy is that of the label that it has most of."""
+        x, label, _ = batch
+        target = label
+        if self.mix:
+            x, target = self.mix(self.model.normalize(x), label)
+        logits = self.model(x)
+        loss: Tensor = self.loss(logits, target)
+        self.running["loss"].update(loss.detach(), len(x))
+        self.running["top1"].update(logits, target if target is label else target.argmax(1))
         self.log("train/loss_step", loss)
         for name, metric in self.running.items():
             self.log(f"train/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
         return loss
-
-    def _host_norms(self) -> Iterator[nn.Module]:
-        """Batch norms outside the blocks: a frozen gamma of 0 would end a block for ever."""
-        blocks = (b for b in self.model.modules() if isinstance(b, NonLocalBlock))
-        own = {m for block in blocks for m in block.modules()}
-        for module in self.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module not in own:
-                yield module
 
     # -- evaluation -------------------------------------------------------------------------
 
@@ -174,10 +181,10 @@ class VideoClassification(LightningModule):
             self._precise_bn()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """One centre clip a video."""
-        clip, label, _ = batch
+        """One sample a file."""
+        x, label, _ = batch
         fresh = self._fresh(len(label), self.trainer.val_dataloaders)
-        logits, label = self.model(clip)[fresh], label[fresh]
+        logits, label = self.model(x)[fresh], label[fresh]
         if (read := label != UNREADABLE).any():
             self.val_loss(F.cross_entropy(logits[read], label[read]), int(read.sum()))
             self.val_metrics(logits, label)
@@ -185,21 +192,21 @@ class VideoClassification(LightningModule):
         self.log_dict(self.val_metrics, on_epoch=True, prog_bar=False)
 
     def on_test_epoch_start(self) -> None:
-        """Make room for every video of the test set."""
+        """Make room for every file of the test set."""
         self.seen = 0
         loader: Any = self.trainer.test_dataloaders
         self.clips: int = self.trainer.datamodule.clips  # type: ignore[attr-defined]
-        videos = len(loader.dataset) // self.clips
-        self.test_scores = ViewScores(videos, self.model.num_classes).to(self.device)
+        files = len(loader.dataset) // self.clips
+        self.test_scores = ViewScores(files, self.model.num_classes).to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """One clip a row, several crops a clip; clips (B, crops, C, T, H, W)."""
-        clips, label, index = batch
+        """One view a row, several crops a view: (B, crops, C, *S)."""
+        views, label, index = batch
         fresh = self._fresh(len(label), self.trainer.test_dataloaders)
-        clips, label, index = clips[fresh], label[fresh], index[fresh]
+        views, label, index = views[fresh], label[fresh], index[fresh]
         if len(label):
-            logits = self.model(clips.flatten(0, 1)).float()
-            probabilities = logits.softmax(1).unflatten(0, clips.shape[:2])
+            logits = self.model(views.flatten(0, 1)).float()
+            probabilities = logits.softmax(1).unflatten(0, views.shape[:2])
             self.test_scores.update(probabilities, label, index // self.clips)
 
     def on_test_epoch_end(self) -> None:
@@ -222,8 +229,8 @@ class VideoClassification(LightningModule):
     def _precise_bn(self, batches: int = 200) -> None:
         """Mean and variance of every norm, averaged over training batches (released code)."""
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        clips = (batch[0].to(self.device) for batch in islice(loader, batches))
-        update_bn(clips, self.model)
+        samples = (batch[0].to(self.device) for batch in islice(loader, batches))
+        update_bn(samples, self.model)
         if self.trainer.world_size > 1:
             for name, buffer in self.model.named_buffers():
                 if name.endswith(("running_mean", "running_var")):
@@ -249,3 +256,43 @@ class VideoClassification(LightningModule):
             for key, value in state.items():
                 setattr(metric, key, value.to(metric.device))
             metric._update_count = 1  # else it takes itself for fresh
+
+
+def _network(
+    model: str,
+    pretrained: str,
+    non_local: dict[str, Any] | None,
+    arch: dict[str, Any],
+    wishes: dict[str, Any],
+) -> Network:
+    """The network for the data's classes; it sees what its weights say, and the data wish."""
+    names = tuple(wishes.get("classes", ()))
+    if len(names) == 1:
+        raise ValueError(f"the data have one class, {names[0]!r}: give two")
+    if names and "num_classes" in arch:
+        raise ValueError(f"arch.num_classes: the data have {len(names)} classes; leave it out")
+    made = create_model(
+        model,
+        pretrained=pretrained or False,
+        num_classes=len(names) or None,
+        non_local=non_local,
+        **arch,
+    )
+    own = made.preprocessing
+    if own.frames and not wishes.get("frames", own.frames):
+        raise ValueError(f"{model} watches videos, the data are images: give timm/NAME")
+    if not own.frames and wishes.get("frames"):
+        raise ValueError(f"{model} sees images, the data are videos: give c2d/NAME or tsm/NAME")
+    made.preprocessing = agreed = Preprocessing.from_dict(own.to_dict() | wishes)
+    made.normalize = Normalize(agreed.mean, agreed.std)
+    return made
+
+
+def _mix(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor], Any] | None:
+    """(x, label (B,)) -> (x, shares of the labels (B, K)), by torch's random numbers."""
+    mixes: list[Any] = []
+    if mixup:
+        mixes.append(v2.MixUp(alpha=mixup, num_classes=classes))
+    if cutmix:
+        mixes.append(v2.CutMix(alpha=cutmix, num_classes=classes))
+    return v2.RandomChoice(mixes) if mixes else None
