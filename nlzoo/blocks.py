@@ -94,7 +94,6 @@ class NonLocalBlock(nn.Module):
         self.subsample = _kernel(subsample, dims)
         self.subsample_first, self.zero_init = subsample_first, zero_init
         self.extent, self.groups, self.route = extent, groups, route
-        self._pools_first = subsample_first or max(self.subsample) == 1
         self._axes = _axes(dims, self.subsample, extent, groups)
         if form != "gaussian":
             self.theta = CONVS[dims](channels, inner, 1, bias=bias)
@@ -160,11 +159,11 @@ class NonLocalBlock(nn.Module):
         c, d, form, weight = self.channels, self.inner, self.form, self.g.weight
         rows = n // prod(shape[2:][self._axes]) * (self.groups or 1)  # see `_fold`
         keys = rows * m
-        convolved = keys if self._pools_first else n
+        convolved = keys if self._pools_first() else n
         total = (n + convolved) * c * d  # W_z, g
         if form == "concatenation":  # theta is never run, see `_scores`
             total += (n + d) * c
-            total += (keys + d) * c if self._pools_first else n * c * d + keys * d
+            total += (keys + d) * c if self._pools_first() else n * c * d + keys * d
         elif form != "gaussian":
             total += (n + convolved) * c * d
         sizes = (n // rows, m, {"gaussian": c, "concatenation": 1}.get(form, d), d)
@@ -227,6 +226,9 @@ class NonLocalBlock(nn.Module):
             y = y.view(-1, *size[2:], y.shape[1], y.shape[2]).movedim(3, 1)
         return y.reshape(*size, y.shape[-1])
 
+    def _pools_first(self) -> bool:
+        return self.subsample_first or max(self.subsample) == 1
+
     def _pool(self, tokens: Tensor) -> Tensor:
         kernel = self.subsample[self._axes]
         if max(kernel) == 1:
@@ -249,7 +251,7 @@ class NonLocalBlock(nn.Module):
 
     def _keys(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(B', *S', C) -> phi (B', M, D), or x, or scores b (D = 1); g (B', M, inner)."""
-        first = self._pools_first
+        first = self._pools_first()
         x = self._pool(rows) if first else rows
         if self.form == "gaussian":
             phi, g = x, _linear(x, self.g)
