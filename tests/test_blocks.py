@@ -4,10 +4,8 @@ import copy
 import io
 import itertools
 import json
-import os
 import pickle
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import SHARED
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nlzoo import NonLocalBlock, ops
 
-SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parents[1] / ".." / "shared"))
 FORMS = tuple(ops.ROUTES)
 SIZES = {1: (9,), 2: (6, 5), 3: (4, 6, 5)}
 

@@ -1,14 +1,13 @@
 """ResNets for CIFAR: published predictions to the image, strict loading, the common protocol."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from shared import SHARED
 
 from nlzoo import create_model, load_model
 from nlzoo.cifar import ResidualBlock
@@ -17,7 +16,7 @@ from nlzoo.registry import IMAGE
 from nlzoo.watch import score_video
 from nlzoo.weights.inspect import inspect
 
-DATA = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(
     not (DATA / "cifar10_resnets").is_dir(), reason=f"no trained networks in {DATA} (NLZOO_SHARED)"
 )

@@ -1,13 +1,12 @@
 """Whole networks of other implementations, in files as their own code writes them."""
 
 import csv
-import os
 import re
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
+from shared import SHARED
 from spoken import WRITERS, speak
 
 import nlzoo
@@ -16,7 +15,6 @@ from nlzoo.weights.hosts import own_names, recognise_host, rename_host
 from nlzoo.weights.recognise import SHIFTED, flatten, read_architecture
 from nlzoo.weights.zoo import read_zoo
 
-SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
 KEYS = sorted((SHARED / "reference" / "architectures").glob("*.csv"))
 BUILDABLE = [entry for entry in read_zoo().values() if entry.model]
 # figures that are not of the network in the file

@@ -1,12 +1,11 @@
 """Other implementations' blocks: golden outputs, and files in their names."""
 
 import json
-import os
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
+from shared import SHARED
 from timm.layers import BatNonLocalAttn
 
 from nlzoo import NonLocalBlock
@@ -16,7 +15,6 @@ from nlzoo.weights.blocks import DIALECTS, facts_of, load_block
 from nlzoo.weights.golden import LIMIT, read_golden, relative_error
 from nlzoo.weights.verify import build, run, verify
 
-SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
 GOLDENS = SHARED / "goldens"
 NAMES = sorted(path.name for path in GOLDENS.glob("*.json"))
 needs_goldens = pytest.mark.skipif(not NAMES, reason=f"no golden files in {GOLDENS}")

@@ -1,11 +1,11 @@
 """`inspect`, `convert`, `list` and `download`, as a user runs them."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from shared import SHARED
 from spoken import speak
 
 from nlzoo.models import create_model, load_model
@@ -15,7 +15,6 @@ from nlzoo.weights.golden import read_golden
 from nlzoo.weights.inspect import inspect
 from nlzoo.weights.zoo import find, read_zoo
 
-SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
 GOLDENS = sorted((SHARED / "goldens").glob("*.json"))
 DIALECTS = {  # of golden files, and what inspect calls them where that is another word
     "video-nonlocal-net": "caffe2 (video-nonlocal-net,",
@@ -153,10 +152,10 @@ def test_download(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NLZOO_MIRROR", str(tmp_path))
     monkeypatch.setenv("NLZOO_OFFLINE", "1")
     entry = find("c2d_r50.k400_8x8_official")
-    (tmp_path / entry.file).write_bytes(b"weights")
+    (tmp_path / entry.file).write_bytes(b"\x80weights")
     with pytest.warns(UserWarning, match="licence CC-BY-NC-4.0"):
         run(program.main, ["download", entry.name])
-    assert Path(capsys.readouterr().out.strip()).read_bytes() == b"weights"
+    assert Path(capsys.readouterr().out.strip()).read_bytes() == b"\x80weights"
     with pytest.raises(SystemExit) as exit_, pytest.warns(UserWarning, match="licence"):
         run(program.main, ["download", entry.name, "--all", "c2d_r50_nl5.*official"])
     assert exit_.value.code == 2

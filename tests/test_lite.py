@@ -1,19 +1,17 @@
 """EfficientNet-Lite: real ImageNet weights, by packages, on real photographs."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import timm
 import torch
 from PIL import Image
+from shared import SHARED
 
 from nlzoo.image import image_model
 from nlzoo.weights.lite import STAGES
 from nlzoo.weights.load import load_into, read_weights
 
-SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parents[2] / "shared"))
 PHOTOS = SHARED / "data" / "imagenet_samples"
 
 

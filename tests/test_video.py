@@ -1,14 +1,13 @@
 """Networks against the published counts, shapes and outputs of other implementations."""
 
 import json
-import os
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from shared import SHARED
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,8 +16,6 @@ from nlzoo.models import create_model
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.video import VideoResNet
 from nlzoo.weights.hosts import rename_host
-
-SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parents[2] / "shared"))
 
 # (parameters, multiply-adds) at 32 x 224 x 224 with Table 1's geometry, 400 classes
 TABLE_1 = {

@@ -1,17 +1,16 @@
 """The table of published weights, and the pages that are rendered from it."""
 
 import csv
-import os
 import re
 from pathlib import Path
 
 import pytest
+from shared import SHARED
 
 from nlzoo.registry import MODELS
 from nlzoo.weights import render
 from nlzoo.weights.zoo import find, read_zoo, search
 
-SHARED = Path(os.environ.get("NLZOO_SHARED", Path(__file__).parent.parent / ".." / "shared"))
 ZOO = list(read_zoo().values())
 BUILDABLE = [entry for entry in ZOO if entry.model]
 REFERENCE = 215  # rows of the two lists of checkpoints; torchvision's follow
