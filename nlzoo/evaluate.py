@@ -30,9 +30,11 @@ def main(argv: Sequence[str]) -> None:
     data.test, data.train, data.val = data.test or data.val, "", ""
     config.trainer.logger = False
     config.trainer.default_root_dir = config.run
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".*the classifier starts fresh")
+    warnings.filterwarnings("error", ".*the classifier starts fresh")
+    try:
         task, data, trainer = build(config)
+    except UserWarning as error:
+        raise ValueError(f"{error}: the weights have other classes than the data") from error
     if trained_here:
         check_fits(stored["state_dict"], task.state_dict(), checkpoint)
         task.load_state_dict(stored["state_dict"])

@@ -23,7 +23,13 @@ def main(argv: Sequence[str]) -> None:
     if options.look and Path(options.look).suffix[1:].lower() not in filetypes:
         raise ValueError(f"--look {options.look}: expected a picture's name, such as look.png")
     model = load_model(options.checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
-    files = find_all(options.files, images=not model.preprocessing.frames)
+    videos = bool(model.preprocessing.frames)
+    if at and len(at) != 2 + videos:
+        raise ValueError(
+            f"--at {options.at!r}: "
+            + ("a video wants FRAME,X,Y" if videos else "an image wants X,Y")
+        )
+    files = find_all(options.files, images=not videos)
     if options.look and len(files) > 1:
         raise ValueError(f"--look draws one file, not {len(files)}")
     views = options.clips, options.crops

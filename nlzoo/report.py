@@ -31,6 +31,7 @@ def write_report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
     read = results[results[:, 1] > 0]
     labels, scores = read[:, 0].long(), read[:, 2:]
     result = {
+        "correct": int((scores.argmax(1) == labels).sum()),
         **{k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()},
         "calibration_error": float(
             multiclass_calibration_error(scores.float(), labels, len(data.classes))
@@ -80,7 +81,7 @@ def draw_confusion(confusion: Tensor, classes: list[str]) -> bytes:
 
     few = len(classes) <= 25
     side = 2.5 + 0.45 * len(classes) if few else 9
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = Figure(figsize=(side + 1, side), layout="compressed")
     axes = figure.subplots()
     shares = confusion / confusion.sum(1, keepdim=True).clamp(min=1)
     image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="Blues")

@@ -126,8 +126,6 @@ def look_at_video(model: "Network", video: Source, picture: Path, at: At | None 
     """
     from nlzoo.explain import draw, look  # with Matplotlib
 
-    if at and len(at) != 3:
-        raise ValueError(f"a position {at}: a video wants FRAME,X,Y")
     pre = model.preprocessing
     with open_video(video) as file:
         step = step_of(pre.stride, file.fps, pre.fps)
@@ -170,7 +168,7 @@ def look_at_image(model: "Network", image: str | Path, picture: Path, at: At | N
 
     whole = read_image(image)
     at = at or (whole.width // 2, whole.height // 2)
-    if len(at) != 2 or not all(0 <= a < s for a, s in zip(at, whole.size, strict=True)):
+    if not all(0 <= a < s for a, s in zip(at, whole.size, strict=True)):
         raise ValueError(f"{image}: X,Y = {at} is outside of its {whole.size}")
     small = pil_to_tensor(resize_image(whole, model.preprocessing))
     y, x = (a * s // w for a, s, w in zip(at[::-1], small.shape[1:], whole.size[::-1], strict=True))

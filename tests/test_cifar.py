@@ -13,7 +13,6 @@ from nlzoo import create_model, load_model
 from nlzoo.cifar import ResidualBlock
 from nlzoo.models import save_model
 from nlzoo.registry import IMAGE
-from nlzoo.watch import score_video
 from nlzoo.weights.inspect import inspect
 
 DATA = SHARED / "data"
@@ -228,5 +227,3 @@ def test_wrong_arguments(options, message):
 def test_a_clip_is_no_image():
     with pytest.raises(ValueError, match=r"\(B, C, H, W\); got shape \(2, 3, 4, 32, 32\)"):
         tiny()(torch.zeros(2, 3, 4, 32, 32))
-    with pytest.raises(ValueError, match="the network sees images: give one for videos"):
-        score_video(tiny(), "film.mp4")

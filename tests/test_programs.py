@@ -219,8 +219,8 @@ def test_predict_draws_where_a_position_looks(run, report, tmp_path, capsys):
     [
         (("nowhere.mp4",), "nowhere.mp4: No such file"),
         (("--at", "1,2,3", "a.mp4"), "--at needs --look"),
-        (("--look", "x.png", "--at", "1,2", "a.mp4"), "expected FRAME,X,Y"),
-        (("--look", "x.png", "a.mp4", "b.mp4"), "--look draws one video, not 2"),
+        (("--look", "x.png", "--at", "1,2", "a.mp4"), "--at '1,2': a video wants FRAME,X,Y"),
+        (("--look", "x.png", "a.mp4", "b.mp4"), "--look draws one file, not 2"),
         (("--look", "x.xyz", "a.mp4"), "--look x.xyz: expected a picture's name"),
         (("--clips", "0", "a.mp4"), "clips = 0: expected 1 or more"),
         (("--jsonn", "a.mp4"), "unknown key 'jsonn'; did you mean 'json'"),
