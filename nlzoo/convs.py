@@ -105,19 +105,24 @@ def keep_size_(stage: nn.Module, dilated: bool) -> None:
 
 
 def shift_(conv: nn.Module) -> None:
-    """Let a convolution see an eighth of its channels a frame late, and one a frame early.
-
-    The temporal shift of arXiv 1811.08383, zeros beyond the ends; no state-dict key changes.
-    """
+    """Let a convolution see clips `shift`ed; no state-dict key changes."""
     conv.register_forward_pre_hook(_shift)
 
 
 def _shift(conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    (x,) = inputs
-    fold = x.shape[1] // 8
-    later = F.pad(x[:, :fold, 1:], (0, 0, 0, 0, 0, 1))
-    earlier = F.pad(x[:, fold : 2 * fold, :-1], (0, 0, 0, 0, 1, 0))
-    return torch.cat([later, earlier, x[:, 2 * fold :]], 1)
+    return shift(inputs[0])
+
+
+def shift(x: Tensor) -> Tensor:
+    """(B, C, T, H, W): an eighth of the channels a frame late, and one a frame early.
+
+    The temporal shift of arXiv 1811.08383, zeros beyond the ends.
+    """
+    x = x.movedim(1, -1)  # joined along the innermost axis of what is channels-last
+    late, early, rest = x.tensor_split((x.shape[-1] // 8, x.shape[-1] // 8 * 2), -1)
+    late = torch.cat([late[:, 1:], torch.zeros_like(late[:, :1])], 1)  # F.pad's gradient is slow
+    early = torch.cat([torch.zeros_like(early[:, :1]), early[:, :-1]], 1)
+    return torch.cat([late, early, rest], -1).movedim(-1, 1)
 
 
 def fast_convs_(model: M) -> M:

@@ -1,13 +1,17 @@
-"""Any timm backbone, with non-local blocks where a name or a stage says."""
+"""Any timm backbone, for images or for clips, and where its non-local blocks go."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import timm
+import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from nlzoo.folded import FoldedNetwork
 from nlzoo.names import check_choice, nearest
 from nlzoo.preprocessing import Normalize, Preprocessing
+from nlzoo.residual import residual_branches
 
 PATTERNS = ("nl1", "nl5", "nl10")
 STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}  # of the stages res2 to res5, as timm's feature_info has them
@@ -28,11 +32,51 @@ def image_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
         ValueError: timm does not know the name (gives its nearest ones) or an option.
         OSError: the weights cannot be downloaded.
     """
+    model = _create(name, pretrained, options)
+    model.preprocessing = preprocessing_of(model)
+    model.normalize = Normalize(model.preprocessing.mean, model.preprocessing.std)
+    model.register_forward_pre_hook(_normalize)
+    return model
+
+
+def clip_model(
+    name: str, *, shifted: bool = False, pretrained: bool = False, **options: Any
+) -> FoldedNetwork:
+    """The same for clips of 8 x 4: a `FoldedNetwork`.
+
+    Args:
+        name: with or without the tag of its weights.
+        shifted: a TSM (arXiv 1811.08383): the frames' channels are shifted before each residual
+            branch; before each second one where a stage has 23 or more, as published.
+        pretrained: download the weights.
+        **options: of `timm.create_model`.
+
+    Raises:
+        ValueError: as `image_model`; `shifted`, and no residual branch begins with a convolution.
+        OSError: the weights cannot be downloaded.
+    """
+    backbone = _create(name, pretrained, options)
+    seen = replace(preprocessing_of(backbone), frames=8, stride=4)
+    model = FoldedNetwork(backbone, seen)
+    if shifted:
+        stages = residual_branches(backbone, torch.empty(1, 3, seen.crop, seen.crop))
+        if not stages:
+            raise ValueError(
+                f"no residual branch of {name} begins with a convolution, before which to shift: "
+                f"c2d/{name} goes without"
+            )
+        step = 1 if max(map(len, stages)) < 23 else 2
+        for branch in [branch for stage in stages for branch in stage[::step]]:
+            model.fold.shift_before(backbone.get_submodule(branch))
+    return model
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         raise ValueError(f"timm has no model {name!r}{nearest(architecture, timm.list_models())}")
     try:
-        model: Any = timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         raise ValueError(f"timm/{name}: {error}") from error
     except (OSError, RuntimeError) as error:  # of the Hub's client; some are neither's subclass
@@ -40,10 +84,6 @@ def image_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
             f"cannot download the weights of timm/{name} ({type(error).__name__}); without them: "
             'pretrained: "" in the recipe, or --task.pretrained ""'
         ) from error
-    model.preprocessing = preprocessing_of(model)
-    model.normalize = Normalize(model.preprocessing.mean, model.preprocessing.std)
-    model.register_forward_pre_hook(_normalize)
-    return model
 
 
 def _normalize(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -53,15 +93,17 @@ def _normalize(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
 def preprocessing_of(model: nn.Module) -> Preprocessing:
     """What timm says that the weights want: mean, deviation, sizes; frames 0: of images."""
     config = resolve_model_data_config(model)
-    side = config["input_size"][-1]
+    test = resolve_model_data_config(model, use_test_size=True)
+    side = test["input_size"][-1]
     return Preprocessing(
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         frames=0,
         stride=0,
-        crop=side,
-        test_size=int(side / config["crop_pct"]),
+        crop=config["input_size"][-1],
+        test_size=int(side / test["crop_pct"]),
         test_crop=side,
+        interpolation=config["interpolation"],
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from nlzoo.blocks import NonLocalBlock
+from nlzoo.folded import FoldedNetwork
 from nlzoo.names import check_choice, nearest
 
 CHILD = "non_local"  # the name of a block inside its place
@@ -67,7 +68,7 @@ class InsertionReport:
         inner = _unwrap(self.model)
         with evaluating(inner), torch.no_grad():
             with_blocks = tree_leaves(inner(*_arguments(example)))
-            with _bypassed(inner, [b.place for b in self.blocks]):
+            with _bypassed(_host(inner), [b.place for b in self.blocks]):
                 without = tree_leaves(inner(*_arguments(example)))
         for a, b in zip(with_blocks, without, strict=True):
             if isinstance(a, Tensor) and not torch.equal(a, b):
@@ -91,6 +92,7 @@ def insert_non_local(
         model: any network, compiled or not.
         places: "res3:1,3 res4:1,3,5" (a submodule, then 0-based indices of its children), or a
             list of names of submodules. Each must return one tensor (B, C, *S) of rank 3 to 5.
+            Those of a `FoldedNetwork` are its backbone's, and the blocks see (B, C, T, H, W).
         example: an input (or tuple of inputs) to measure widths with, by a pass without data. By
             default made from `model.preprocessing`, timm's default_cfg or the first convolution.
         **block: arguments of `NonLocalBlock`. By default maps of 2 and 3 dimensions are
@@ -106,9 +108,10 @@ def insert_non_local(
             has a block already; no example to be guessed; wrong block arguments.
     """
     inner = _unwrap(model)
+    host = _host(inner)
     _check_arguments(block)
-    names = _resolve(inner, places)
-    modules = {name: _place(inner, name) for name in names}
+    names = _resolve(host, places)
+    modules = {name: _place(host, name) for name in names}
     if len(set(modules.values())) < len(names):
         raise ValueError(f"two of the places {', '.join(names)} are one and the same module")
     outputs = _measure(inner, modules, _guess(inner) if example is None else example)
@@ -119,6 +122,8 @@ def insert_non_local(
         reports.append(report)
     for module, built in zip(modules.values(), blocks, strict=True):
         module.add_module(CHILD, built)
+        if isinstance(inner, FoldedNetwork):
+            inner.fold.around(built)
         if not isinstance(module, nn.Sequential):  # that runs its children itself
             module.register_forward_hook(apply_non_local)
     if "torch._dynamo" in sys.modules:  # compiled code does not look for new hooks
@@ -134,6 +139,11 @@ def apply_non_local(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 def _unwrap(module: nn.Module) -> nn.Module:
     """The module inside `torch.compile(module)`."""
     return getattr(module, "_orig_mod", module)
+
+
+def _host(model: nn.Module) -> nn.Module:
+    """The network whose names are those of places."""
+    return model.backbone if isinstance(model, FoldedNetwork) else model
 
 
 def _arguments(example: Any) -> tuple[Any, ...]:
@@ -224,25 +234,33 @@ def _measure(model: nn.Module, places: dict[str, nn.Module], example: Any) -> di
     finally:
         for handle in handles:
             handle.remove()
-    return {name: _only(name, outputs) for name, outputs in seen.items()}
+    found = {name: _only(name, outputs) for name, outputs in seen.items()}
+    if isinstance(model, FoldedNetwork):
+        return {name: model.fold.unfold(output) for name, output in found.items()}
+    return found
 
 
 def _run(model: nn.Module, arguments: tuple[Any, ...], seen: dict[str, list[Any]]) -> None:
     """One pass without computing; where an operation needs data, one with it."""
-    tensors = dict(_tensors(model))
-    meta = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
-    on_meta = tree_map_only(Tensor, lambda t: t.to("meta"), arguments)
     try:
-        torch.func.functional_call(model, meta, on_meta, tie_weights=False)
+        run_on_meta(model, arguments)
     except (RuntimeError, TypeError, ValueError):
         for outputs in seen.values():
             outputs.clear()
+        tensors = dict(_tensors(model))
         device = next((t.device for t in tensors.values()), torch.device("cpu"))
         real = tree_map_only(
             Tensor, lambda t: torch.zeros_like(t, device=device) if t.is_meta else t, arguments
         )
         buffers = {n: t.clone() for n, t in tensors.items() if not isinstance(t, nn.Parameter)}
         torch.func.functional_call(model, buffers, real, tie_weights=False)
+
+
+def run_on_meta(model: nn.Module, arguments: tuple[Any, ...]) -> None:
+    """One pass without computing, which leaves the model as it was."""
+    meta = {name: torch.empty_like(t, device="meta") for name, t in _tensors(model)}
+    on_meta = tree_map_only(Tensor, lambda t: t.to("meta"), arguments)
+    torch.func.functional_call(model, meta, on_meta, tie_weights=False)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from nlzoo.files import whole_file
+from nlzoo.folded import FoldedNetwork
 from nlzoo.image import image_model, places_for
 from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice, nearest
 from nlzoo.network import Network
 from nlzoo.preprocessing import Normalize, Preprocessing
-from nlzoo.registry import IMAGE, MODELS, PLACES, is_timm, places_of
+from nlzoo.registry import IMAGE, MODELS, base_of, is_timm, places_of, timm_builder
 from nlzoo.version import __version__
 from nlzoo.video import VideoResNet
 from nlzoo.weights.blocks import facts_of
@@ -41,23 +42,25 @@ def create_model(
 
     Args:
         name: one of `list_models()`, or of `list_models(pretrained=True)`: a network as its
-            published weights want it.
+            published weights want it. Or any name of timm's behind "timm/", as it is; "c2d/", for
+            clips, frame by frame; "tsm/", the same with temporal shifts.
         pretrained: True downloads the name's published weights, a tag ("k400_32x2_official") those
-            of another row; "timm/NAME" inflates that ResNet's ImageNet weights (downloaded); a
+            of another row; "timm/NAME" ImageNet weights, which a ResNet for videos inflates; a
             path loads a checkpoint of `nlzoo.fit`, or a file of another implementation. What is
             not given below is as it was trained.
-        num_classes: by default those of the weights, or 400 (CIFAR: 10). Where the weights have
-            another number, the classifier starts fresh.
+        num_classes: by default those of the weights, or 400 (CIFAR: 10, timm: 1000). Where the
+            weights have another number, the classifier starts fresh.
         non_local: places of the blocks in place of the name's own ("res3:1,3 res4:1,3,5"), or a
             dict with `places` (by default the name's) and arguments of `NonLocalBlock`; a stage's
-            own are a dict under its name, {"res3": {"groups": 4}}.
+            own are a dict under its name, {"res3": {"groups": 4}}. In networks of timm's also
+            nl1, nl5, nl10 and before_last:3, see `nlzoo.image.places_for`.
         preprocessing: what the network will see; by default that of its weights or geometry.
-            Mean and standard deviation are always those of video weights that say any.
+            Mean and standard deviation are always those of weights that say any, as timm's do.
         **arch: geometry, width, dropout, zero_init_residual, head of `VideoResNet`; width of
-            `CifarResNet`.
+            `CifarResNet`; of timm's networks, options of `timm.create_model`.
 
     Returns:
-        The network in training mode, float32, those for videos with weights in channels_last_3d;
+        The network in training mode, float32, those for videos with weights in channels-last;
         its `spec` (name, arch, non_local) is all that is needed to build it again.
 
     Raises:
@@ -67,20 +70,22 @@ def create_model(
         OSError: a download failed.
     """
     if is_timm(name):
-        return _build_timm(name, pretrained, num_classes, non_local, preprocessing, arch)
+        there = pretrained is True or not pretrained or str(pretrained).startswith("timm/")
+        given = pretrained if there else read_weights(str(pretrained), clips=False)
+        return _build_timm(name, given, num_classes, non_local, preprocessing, arch)
     entry = find(name) if "." in name else None
     if entry and not entry.model:
         raise ValueError(f"{entry.name} cannot be built: {entry.reason}")
     weights: WeightFile | nn.Module | None = None
     if str(pretrained).startswith("timm/"):
-        if name in IMAGE:
+        if base_of(name) in IMAGE:
             raise ValueError(f"timm has no weights for {name}; give a path")
         weights = image_model(str(pretrained).removeprefix("timm/"), pretrained=True)
     elif pretrained:
         published = _published(name, pretrained, entry)
         entry = entry or published
         path = fetch_entry(published) if published else str(pretrained)
-        weights = read_weights(path, clips=name not in IMAGE)
+        weights = read_weights(path, clips=base_of(name) not in IMAGE)
     model = entry.model if entry and entry.name == name else name
     return _build(model, num_classes, non_local, preprocessing, arch, weights, entry)
 
@@ -111,7 +116,7 @@ def load_model(path: str | Path) -> Network:
         )
     name = weights.spec["model"]["name"]
     if is_timm(name):
-        return _build_timm(name, path, None, None, None, {}).eval()
+        return _build_timm(name, weights, None, None, None, {}).eval()
     return _build(name, None, None, None, {}, weights).eval()
 
 
@@ -242,37 +247,51 @@ def _trained(name: str, weights: WeightFile | nn.Module | None, entry: Entry | N
 
 def _build_timm(
     name: str,
-    pretrained: bool | str | Path,
+    given: Any,
     num_classes: int | None,
     non_local: str | dict[str, Any] | None,
     preprocessing: Preprocessing | None,
     arch: dict[str, Any],
 ) -> Network:
-    """A network of timm; `pretrained` is its own weights, those of another tag, or a file."""
-    timm_name = name.removeprefix("timm/").partition("_nl")[0] if name in PLACES else name[5:]
-    file = None
-    if str(pretrained).startswith("timm/"):
-        timm_name, pretrained = str(pretrained).removeprefix("timm/"), True
-    elif pretrained and pretrained is not True:
-        file, pretrained = read_weights(pretrained, clips=False), False
+    """A network of timm's; `given` is True (timm's weights), "timm/NAME", a file, or no weights."""
+    build, timm_name = timm_builder(name)
+    file = given if isinstance(given, WeightFile) else None
+    if isinstance(given, str) and given:
+        other = given.removeprefix("timm/")
+        if other.partition(".")[0] != timm_name.partition(".")[0]:
+            raise ValueError(f"{given} has weights of another network than {name}")
+        timm_name = other
     saved = file.spec.get("model", {}) if file else {}
     arch = (saved.get("arch") or {}) | arch
-    if non_local is None:
-        non_local = saved.get("non_local")
-    asked = {} if num_classes is None else {"num_classes": num_classes}
-    model: Any = image_model(timm_name, pretrained=bool(pretrained), **asked, **arch)
-    if file and file.spec and preprocessing is None:
-        preprocessing = Preprocessing.from_dict(file.spec["preprocessing"])
-    if preprocessing:
-        model.preprocessing = preprocessing
-        model.normalize = Normalize(preprocessing.mean, preprocessing.std)
-    if not asked and file:
+    non_local = _blocks_as_trained(name, non_local, saved.get("non_local"))
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    model: Any = build(timm_name, pretrained=bool(given and not file), **classes, **arch)
+    if file and isinstance(model, FoldedNetwork):
+        file = file.below("backbone")
+    if not classes:
         _set_classes(model, file, None)
+    _set_preprocessing(model, file, preprocessing)
     _insert(model, name, non_local)
     if file:
-        load_into(model, file, fresh_head=bool(asked), fresh_blocks=not file.has_places)
+        load_into(model, file, fresh_head=bool(classes), fresh_blocks=not file.has_places)
     model.spec = {"name": name, "arch": arch, "non_local": non_local}
     return model
+
+
+def _set_preprocessing(
+    model: Network, file: WeightFile | None, given: Preprocessing | None
+) -> None:
+    """What is given, or was saved; weights know one input range only."""
+    seen = model.preprocessing
+    if file and file.spec:
+        saved = Preprocessing.from_dict(file.spec["preprocessing"])
+        other = bool(saved.frames) != bool(seen.frames)  # of images, and it is for clips
+        seen = replace(saved, frames=seen.frames, stride=seen.stride) if other else saved
+        model.normalize = Normalize(seen.mean, seen.std)
+    pre = replace(given or seen, mean=seen.mean, std=seen.std)
+    if pre.classes and len(pre.classes) != model.num_classes:
+        pre = replace(pre, classes=())
+    model.preprocessing = pre
 
 
 def _blocks_as_trained(
@@ -281,14 +300,16 @@ def _blocks_as_trained(
     """What is given, over what the weights were trained as; says where they differ."""
     if not trained or not places_of(name, trained if given is None else given):
         return given
+    if given is None:
+        return trained
     facts = {"places": trained} if isinstance(trained, str) else trained
     if isinstance(given, str):
         return {**facts, "places": given}
-    for key, value in (given or {}).items():
+    for key, value in given.items():
         if key in facts and facts[key] != value and key != "places":
             was = f"{key} {facts[key]}"
             warnings.warn(f"{key} {value}: the blocks were trained with {was}", stacklevel=4)
-    return {**facts, **(given or {})}
+    return {**facts, **given}
 
 
 def _set_classes(
@@ -319,7 +340,8 @@ def _insert(model: Network, name: str, non_local: str | dict[str, Any] | None) -
             '"res3:1,3 res4:1,3,5", or leave non_local out'
         )
     if is_timm(name) and isinstance(places, str):
-        places = places_for(model, places)
+        host = model.backbone if isinstance(model, FoldedNetwork) else model
+        places = places_for(host, places)
     tokens = places.split() if isinstance(places, str) else places
     stages = {k: options.pop(k) for k, v in list(options.items()) if isinstance(v, dict)}
     for stage in stages:

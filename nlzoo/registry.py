@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from nlzoo.cifar import CifarResNet
-from nlzoo.image import PATTERNS, image_model
+from nlzoo.image import PATTERNS, clip_model, image_model
 from nlzoo.slowfast import SlowFast
 from nlzoo.video import VideoResNet
 
@@ -43,6 +43,7 @@ VIDEO: dict[str, partial[Any]] = {
     "tsm_r101": partial(VideoResNet, "tsm", 101, geometry="tsm"),
 }
 IMAGE: dict[str, partial[Any]] = {
+    "resnet8_cifar10": partial(CifarResNet, 8),  # of MLPerf Tiny
     "resnet20_cifar10": partial(CifarResNet, 20),
     "resnet32_cifar10": partial(CifarResNet, 32),
     "resnet44_cifar10": partial(CifarResNet, 44),
@@ -50,6 +51,11 @@ IMAGE: dict[str, partial[Any]] = {
 }
 TIMM = {
     f"resnet{depth}": partial(image_model, f"resnet{depth}") for depth in (18, 34, 50, 101, 152)
+}
+PREFIXES: dict[str, partial[Any]] = {  # before any name of timm's
+    "timm/": partial(image_model),
+    "c2d/": partial(clip_model),
+    "tsm/": partial(clip_model, shifted=True),
 }
 BACKBONES = VIDEO | IMAGE | TIMM
 
@@ -63,14 +69,30 @@ PLACES |= {
     "slowfast_r50_nl5": BLOCKS["r50", "nl5"],
     "slowfast_r101_nl3": "res4:6,13,20",
     "tsm_r50_nl5": "res3:0,2 res4:0,2,4",  # MIT and mmaction2
+    # right before the last residual block of the two later stages; ResNet-8 has one a stage
+    "resnet8_cifar10_nl2": "layer2:0 layer3:0",
+    **{f"resnet{6 * n + 2}_cifar10_nl2": f"layer2:{n - 2} layer3:{n - 2}" for n in (3, 5, 7, 9)},
     **{f"{name}_{count}": count for name in TIMM for count in PATTERNS},
 }
-MODELS = {name: BACKBONES[name.partition("_nl")[0]] for name in PLACES}
+
+
+def base_of(name: str) -> str:
+    """Of a name of `MODELS`, the one without blocks."""
+    return name.partition("_nl")[0]
+
+
+MODELS = {name: BACKBONES[base_of(name)] for name in PLACES}
 
 
 def is_timm(name: str) -> bool:
     """Whether it is a network of timm's, by a name of ours or its own."""
-    return name.startswith("timm/") or (name in PLACES and name.partition("_nl")[0] in TIMM)
+    return name.startswith(tuple(PREFIXES)) or (name in MODELS and base_of(name) in TIMM)
+
+
+def timm_builder(name: str) -> tuple[partial[Any], str]:
+    """Of such a name: what builds it, and what timm calls it."""
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
+    return PREFIXES[prefix or "timm/"], name.removeprefix(prefix) if prefix else base_of(name)
 
 
 def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[str]:

@@ -16,8 +16,9 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 LAYERS = [
     {"version", "files", "names", "preprocessing", "geometry"},
     {"ops", "convs", "program", "network"},
-    {"blocks"},
+    {"blocks", "folded"},
     {"insert", "weights"},
+    {"residual"},
     {"video", "image", "cifar", "detection"},
     {"inflate", "slowfast"},
     {"registry"},
@@ -33,16 +34,16 @@ LAYERS = [
 ONLY = {
     "data": {"files", "names", "preprocessing", "program"},
     "weights": {"blocks", "files", "names", "network", "version", "geometry", "preprocessing"},
-    "image": {"names", "preprocessing", "blocks", "insert"},
+    "image": {"names", "preprocessing", "folded", "residual"},
     "program": {"names"},
     "run": {"files", "program", "version"},
 }
 # Packages of others, and the modules that may import them; torch everywhere.
 OTHERS = {
     "lightning": {"tasks", "data", "cli", "run", "fit", "evaluate", "predict"},
-    "timm": {"image", "detection", "weights.verify"},
+    "timm": {"image", "detection", "weights.verify", "tasks", "data.augment"},
     "pytorchvideo": {"video"},
-    "torchvision": {"detection"},
+    "torchvision": {"detection", "tasks", "data", "watch"},
     "av": {"data.decode", "data.prepare"},
     "torchcodec": {"data.decode"},
     "jsonargparse": {
@@ -62,7 +63,7 @@ OTHERS = {
     "export": set(),
     "benchmarks": set(),
 }
-TORCH_ONLY = {"ops", "blocks", "insert", "convs"}
+TORCH_ONLY = {"ops", "blocks", "insert", "convs", "folded", "residual"}
 
 
 def name_of(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from nlzoo.network import Network
+from nlzoo.weights.blocks import check_floats
 from nlzoo.weights.hosts import BLOCK, own_names, recognise_host, rename_host
 from nlzoo.weights.lite import rename_lite
 from nlzoo.weights.read import read_checkpoint, read_metadata, warn_not_finite
@@ -40,6 +41,14 @@ class WeightFile:
         model = self.spec.get("model", {})
         return bool(model.get("non_local")) or "_nl" in model.get("name", "")
 
+    def below(self, module: str) -> "WeightFile":
+        """As the weights of a module of that name, if they are not yet."""
+        if any(name.startswith(f"{module}.") for name in self.state):
+            return self
+        state = {f"{module}.{name}": tensor for name, tensor in self.state.items()}
+        names = {f"{module}.{name}": self.names.get(name, name) for name in self.state}
+        return replace(self, state=state, names=names)
+
     def headless(self, model: Network) -> "WeightFile":
         """Without the model's classifier."""
         return replace(self, state=_without(self.state, head_of(model)))
@@ -66,7 +75,9 @@ def read_weights(path: str | Path, clips: bool = True) -> WeightFile:
     raw = read_checkpoint(path)
     state = flatten(raw)
     if not state:
-        raise ValueError(f"{path} holds no weights; expected a state dict or a checkpoint")
+        keys = ", ".join(repr(key)[:30] for key in list(raw)[:8])
+        found = f", found {keys}" if keys else ""
+        raise ValueError(f"{path} holds no weights; expected a state dict or a checkpoint{found}")
     warn_not_finite(state, path)
     if spec := spec_of(raw, path):
         return WeightFile(path, state, spec)
@@ -158,7 +169,8 @@ def check_fits(
         names: what the file calls them, where it is not the same.
 
     Raises:
-        ValueError: they differ; lists the first three with both shapes.
+        ValueError: they differ; lists the first three with both shapes. Or they are integers, as
+            quantized ones, or complex.
     """
     wrong = []
     for k in sorted(state.keys() | own.keys()):
@@ -173,6 +185,7 @@ def check_fits(
             f"{path} is of another architecture: {'; '.join(wrong[:3])}{more}. "
             "`python -m nlzoo.weights inspect` says of which"
         )
+    check_floats(state, own, path, names)
 
 
 def _without(state: dict[str, Tensor], head: str) -> dict[str, Tensor]:
