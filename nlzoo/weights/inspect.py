@@ -43,29 +43,32 @@ def inspect(path: str | Path) -> dict[str, str]:
     if spec or any(name.startswith("res2.") for name in state):
         shifted = spec.get("model", {}).get("name", "").startswith("tsm")
         return found | {"dialect": "nlzoo"} | _network(state, "nlzoo", shifted, [])
-    dialect = recognise_host(state)
-    if dialect in IMAGE_TWINS and getattr(state.get("conv1.weight"), "ndim", 0) == 4:
-        return found | {"dialect": "torchvision or timm", "architecture": "a ResNet for images"}
-    if dialect:
-        strange = unknown_names(state, dialect)
-        known = {name: tensor for name, tensor in state.items() if name not in strange}
-        found |= {"dialect": _spoken(dialect)}
-        shifted = any(SHIFTED.fullmatch(name) for name in state)
-        try:
-            renamed = rename_host(known, dialect)
-        except ValueError as error:
-            return found | {"does not fit": str(error)}
-        odd = dict(_blocks({name: state[name] for name in strange}))
-        there = {f"block at {p}": f"{b['architecture']}; {b['dialect']}" for p, b in odd.items()}
-        return found | _network(renamed, dialect, shifted, strange) | there
+    if dialect := recognise_host(state):
+        return found | _host(state, dialect)
     if blocks := dict(_blocks(state)):
-        if alone := blocks.pop("", None):
-            return found | alone
-        return found | {
-            f"block at {prefix}": f"{block['architecture']}; {block['dialect']}"
-            for prefix, block in blocks.items()
-        }
-    return found | {"dialect": f"unknown; names: {', '.join(list(state)[:MOST])}"}
+        alone = blocks.pop("", None)
+        return found | (alone or _listed(blocks))
+    return found | {"dialect": f"unknown; names: {', '.join(map(str, list(state or raw)[:MOST]))}"}
+
+
+def _host(state: Mapping[str, Tensor], dialect: str) -> dict[str, str]:
+    """A network of another implementation, and blocks of others in it."""
+    if dialect in IMAGE_TWINS and getattr(state.get("conv1.weight"), "ndim", 0) == 4:
+        return {"dialect": "torchvision or timm", "architecture": "a ResNet for images"}
+    strange = unknown_names(state, dialect)
+    known = {name: tensor for name, tensor in state.items() if name not in strange}
+    shifted = any(SHIFTED.fullmatch(name) for name in state)
+    found = {"dialect": _spoken(dialect)}
+    try:
+        renamed = rename_host(known, dialect)
+    except ValueError as error:
+        return found | {"does not fit": str(error)}
+    odd = dict(_blocks({name: state[name] for name in strange}))
+    return found | _network(renamed, dialect, shifted, strange) | _listed(odd)
+
+
+def _listed(blocks: Mapping[str, dict[str, str]]) -> dict[str, str]:
+    return {f"block at {p}": f"{b['architecture']}; {b['dialect']}" for p, b in blocks.items()}
 
 
 def _image_network(state: Mapping[str, Tensor]) -> dict[str, str]:
