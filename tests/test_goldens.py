@@ -279,12 +279,14 @@ def test_affine_caffe2_blocks_scale_and_shift():
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-@pytest.mark.parametrize("damage", ["dropped", "renamed", "misshapen", "extra"])
+@pytest.mark.parametrize("damage", ["dropped", "renamed", "misshapen", "extra", "int8"])
 def test_a_tensor_that_does_not_fit_is_named(dialect, damage):
     state = written(block_of(dialect), dialect)
     name = next(k for k in state if "phi" in k or k.startswith("p."))
     if damage == "misshapen":
         state[name] = state[name][:-1]
+    elif damage == "int8":
+        state[name] = state[name].to(torch.int8)
     elif damage == "extra":
         name = "momentum_of_something"
         state[name] = torch.zeros(3)

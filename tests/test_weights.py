@@ -18,6 +18,7 @@ from nlzoo.video import VideoResNet
 from nlzoo.weights.hosts import recognise_host, rename_host
 from nlzoo.weights.load import WeightFile, check_fits, load_into, read_weights
 from nlzoo.weights.read import read_checkpoint
+from nlzoo.weights.recognise import CONTAINERS
 
 
 def tiny(name: str = "i3d_r18_nl1", num_classes: int = 5, **arch: Any) -> VideoResNet:
@@ -69,6 +70,17 @@ def test_wrappers_are_taken_off(tmp_path: Path, prefix: str, key: str | None) ->
     weights = read_weights(path)
     assert same(weights.state, state)
     assert weights.spec.get("model", {}).get("arch") == ({"width": 4} if key else None)
+
+
+@pytest.mark.parametrize("key", CONTAINERS)
+def test_containers(tmp_path: Path, key: str) -> None:
+    """Averages, the later ones, where there is nothing else."""
+    state, other = {"a": torch.ones(2)}, {"a": torch.zeros(2)}
+    content = {"optimizer": other, "epoch": 3, key: {"module.a": state["a"]}}
+    assert same(read_weights(saved(tmp_path, content)).state, state)
+    assert same(read_weights(saved(tmp_path, {"model": content})).state, state)
+    if key != "state_dict":
+        assert same(read_weights(saved(tmp_path, {**content, "state_dict": other})).state, other)
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -143,7 +155,7 @@ def test_damaged_bytes_are_one_kind_of_error(tmp_path: Path, data: st.DataObject
         ([torch.ones(1)], "holds a list, not a state dict or a checkpoint"),
         (torch.ones(1), "holds a Tensor, not a state dict"),
         ({}, "holds no weights; expected a state dict or a checkpoint"),
-        ({"epoch": 3}, "holds no weights"),
+        ({"epoch": 3, "mine": {"a": torch.ones(1)}}, "or a checkpoint, found 'epoch', 'mine'$"),
         ({"state_dict": [torch.ones(1)]}, "holds no weights"),
         ({"state_dict": None, "step": 3}, "holds no weights"),
         ({0: torch.ones(1)}, "holds no weights"),
@@ -184,6 +196,17 @@ def test_counters_may_be_missing_but_not_surplus() -> None:
     check_fits({"norm.weight": torch.ones(2)}, own, "x.pt")
     with pytest.raises(ValueError, match=r"norm\.num_batches_tracked: file \(\), model unknown"):
         check_fits(own, {"norm.weight": torch.ones(2)}, "x.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_numbers_of_another_kind_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = tiny()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = {**before, "stem.conv.weight": before["stem.conv.weight"].to(dtype)}
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"stem\.conv\.weight is {kind}, not floating-point"):
+        load_into(model, read_weights(saved(tmp_path, state)))
+    assert same(model.state_dict(), before)
 
 
 def test_nothing_is_loaded_where_something_does_not_fit(tmp_path: Path) -> None:

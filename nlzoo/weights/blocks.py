@@ -168,7 +168,7 @@ def load_block(
 
     Raises:
         ValueError: an unknown dialect or name, a tensor that is missing, is there twice with other
-            values, or has another shape.
+            values, has another shape, or integers or complex numbers.
     """
     check_choice("dialect", dialect, DIALECTS)
     state = rename_block(state_dict, dialect)
@@ -181,7 +181,15 @@ def load_block(
         facts.setdefault("scale", channels**-0.5)
     norm: Any = "batch" if "norm.weight" in state else None
     block = NonLocalBlock(channels, dims=dims, inner=inner, norm=norm, **facts)
-    own = block.state_dict()
+    block.load_state_dict(_fitted(state, block.state_dict(), dialect))
+    return block.eval()
+
+
+def _fitted(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], dialect: str
+) -> dict[str, Tensor]:
+    """The same tensors, in the shapes that the block has; raises as `load_block`."""
+    state = dict(state)
     for name in own.keys() & state.keys():  # kernels of 1, written for other dimensions
         if state[name].ndim > 1 and _wide(state[name]) == _wide(own[name]):
             state[name] = state[name].reshape(own[name].shape)
@@ -190,8 +198,8 @@ def load_block(
         wanted = tuple(own[name].shape) if name in own else "unknown"
         if got != wanted:
             raise ValueError(f"{dialect}: {name} is {got} in the file, {wanted} in the block")
-    block.load_state_dict(state)
-    return block.eval()
+    check_floats(state, own, dialect)
+    return state
 
 
 def _wide(tensor: Tensor) -> list[int]:
@@ -269,6 +277,25 @@ def check_repeats(name: str, state_dict: Mapping[str, Tensor]) -> None:
     others = (other for k, other in state_dict.items() if k != name and other.shape == alias.shape)
     if not any(other.is_meta or torch.equal(alias, other) for other in others):
         raise ValueError(f"{name} repeats no other tensor, as it should")
+
+
+def check_floats(
+    state: Mapping[str, Tensor],
+    own: Mapping[str, Tensor],
+    where: object,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """Raise ValueError where numbers of another kind would be cast to weights, silently.
+
+    `state` is of a file, `own` of what takes it, `names` what the file calls its tensors.
+    """
+    for name, tensor in state.items():
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{where}: {(names or {}).get(name, name)} is {kind}, not floating-point: give "
+                "the weights in float32 or float16, as they were before any quantization"
+            )
 
 
 def form_of_tensors(state: Mapping[str, Tensor]) -> str:

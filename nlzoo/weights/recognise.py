@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -11,7 +11,12 @@ from nlzoo.geometry import DEPTHS, KINDS, Kind
 from nlzoo.weights.blocks import DIALECTS, own_block_name
 from nlzoo.weights.hosts import places_in
 
-CONTAINERS = ("state_dict", "model_state", "blobs", "model")
+CONTAINERS = (
+    *("state_dict", "model_state", "model_state_dict", "blobs", "model", "network", "net"),
+    *("params", "weights", "module"),
+    # averages of them, where there is nothing else
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "teacher"),
+)
 DEEPEST = 3  # containers, or wrappers, in one another
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 SHIFTED = re.compile(r".*layer\d.*conv1(\.conv)?\.net\.weight")
@@ -41,14 +46,18 @@ def flatten(raw: Mapping[str, Any]) -> dict[str, Tensor]:
     What lies beside a container (optimizers, averages) is not read.
     """
     for _ in range(DEEPEST):
-        inner = (raw.get(container) for container in CONTAINERS)
-        held = (one for one in inner if isinstance(one, Mapping))
-        raw = next((one for one in held if any(isinstance(v, Tensor) for v in one.values())), raw)
+        raw = next(filter(_may_hold_weights, map(raw.get, CONTAINERS)), raw)
     state = {k: v for k, v in raw.items() if isinstance(k, str) and isinstance(v, Tensor)}
     for wrapper in WRAPPERS * DEEPEST:
         if state and all(k.startswith(wrapper) for k in state):
             state = {k.removeprefix(wrapper): v for k, v in state.items()}
     return {k.replace("_orig_mod.", ""): v for k, v in state.items()}
+
+
+def _may_hold_weights(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    if not isinstance(value, Mapping):
+        return False
+    return any(isinstance(v, Tensor) for v in value.values()) or any(c in value for c in CONTAINERS)
 
 
 def recognise_block(names: Iterable[str]) -> str | None:
