@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torchvision
 from shared import SHARED
+from torchvision.models import get_model_weights, list_models
 
 from nlzoo.registry import MODELS
 from nlzoo.weights import render
@@ -114,6 +116,15 @@ def test_a_network_has_its_preprocessing(entry):
     assert entry.channels == "RGB 0..1"
     assert len(pre.classes) in (0, int(entry.classes))
     assert pre.classes or not (entry.gives == "whole" and entry.dataset.startswith("Kinetics"))
+
+
+def test_torchvision_says_the_same_of_its_files():
+    detection = torchvision.models.detection
+    weights = [get_model_weights(n) for n in list_models(module=detection)]
+    theirs = {w.url: w.meta["_file_size"] for group in weights for w in group}
+    ours = {e.url: float(e.size) for e in ZOO if e.dialect == "torchvision"}
+    assert len(ours) == 6
+    assert ours.items() <= theirs.items()
 
 
 def test_unknown_names_are_answered_by_the_nearest():

@@ -35,7 +35,7 @@ class Entry:
         url: of the file.
         file: its name in a cache or on a mirror.
         hash: SHA-256 (or SHA-1, of 40 digits) of the file, or the beginning of it.
-        size: bytes.
+        size: MB, where that is published.
         dataset: that it was trained on.
         classes: how many.
         labels: a built-in list of their names.
