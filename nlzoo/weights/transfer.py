@@ -66,11 +66,10 @@ def transfer(
             longest = max(longest, length)
             pause = _pause(error, failures)
             if failures >= ATTEMPTS or pause > LONGEST:
-                what = error.args[0] if error.args else error
-                cause = getattr(what, "reason", what)  # of requests, without its own words
                 when = f"in {pause:.0f} s" if pause > LONGEST else "later"
                 raise ConnectionError(
-                    f"{source}: {cause}: try again {when}, it continues after {length} bytes"
+                    f"{source}: {_cause(error)}: try again {when}, it continues after {length} "
+                    "bytes"
                 ) from error
             time.sleep(pause)
         except requests.RequestException as error:  # such as a redirect to another scheme
@@ -79,6 +78,12 @@ def transfer(
             if error.errno and error.filename is None:  # such as a full disk
                 raise OSError(error.errno, error.strerror, str(part)) from error
             raise
+
+
+def _cause(error: Exception) -> object:
+    """That of an error of requests, without its own words."""
+    what = error.args[0] if error.args else error
+    return getattr(what, "reason", what)
 
 
 def _pause(error: Exception, failures: int) -> float:
