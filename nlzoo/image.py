@@ -76,7 +76,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     if not timm.is_model(architecture):
         raise ValueError(f"timm has no model {name!r}{nearest(architecture, timm.list_models())}")
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        model: Any = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         raise ValueError(f"timm/{name}: {error}") from error
     except (OSError, RuntimeError) as error:  # of the Hub's client; some are neither's subclass
@@ -84,6 +84,11 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             f"cannot download the weights of timm/{name} ({type(error).__name__}); without them: "
             'pretrained: "" in the recipe, or --task.pretrained ""'
         ) from error
+    head = model.get_classifier()
+    if "num_classes" in options and isinstance(head, nn.Linear):  # timm: up to N(0, 0.4)
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+    return model
 
 
 def _normalize(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
