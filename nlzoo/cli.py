@@ -26,7 +26,7 @@ from nlzoo.run import RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.classification import Classification
 
 SECTIONS = ("seed", "checkpoint_every", "task", "data", "trainer")
-SAMPLES = {"Kinetics": "_video_sample", "Images": "_image_sample"}  # laid over by --sample
+SAMPLES = ("_video_sample", "_frame_sample", "_image_sample")  # laid over a recipe by --sample
 GIVEN = {"seed", "bad_files", "preprocessing"}  # by `build`, not by a recipe
 SHOWN = {  # in --help and in completion
     "task": "--task.KEY VALUE, as in --task.lr 0.02 --task.non_local.form dot_product",
@@ -57,7 +57,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     path = Path(name)
     if not path.is_file():
         stem, there = path.name.removesuffix(".yaml"), recipe_names()
-        if stem not in (*there, *SAMPLES.values()):
+        if stem not in (*there, *SAMPLES):
             close = nearest(stem, there)
             raise FileNotFoundError(f"no recipe {name!r}{close}; there are {', '.join(there)}")
         path = Path(str(resources.files("nlzoo.recipes") / f"{stem}.yaml"))
@@ -132,10 +132,7 @@ def parse(
     for name in names:
         merged = merge(merged, read_recipe(name))
     if "--sample" in rest:
-        images = merged.get("data", {}).get("class_path") == "Images"
-        path = make_images() if images else make_sample()
-        merged = merge(merged, read_recipe(SAMPLES["Images" if images else "Kinetics"]))
-        merged = merge(merged, {"data": {"init_args": {"path": str(path)}}})
+        merged = lay_sample(merged)
     if asks_for_help(rest):
         shorten_help(parser)
     elif not merged:
@@ -147,6 +144,16 @@ def parse(
     if not config.run and base is None:
         config.run = f"runs/{Path(names[0]).stem}{'-sample' if config.sample else ''}"
     return config
+
+
+def lay_sample(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe on the sample of its kind, which is made if it is not there."""
+    images = recipe.get("data", {}).get("class_path") == "Images"
+    model = recipe.get("task", {}).get("init_args", {}).get("model", "")
+    name = "image" if images else "frame" if model.startswith(("c2d/", "tsm/")) else "video"
+    path = make_images() if images else make_sample()
+    merged = merge(recipe, read_recipe(f"_{name}_sample"))
+    return merge(merged, {"data": {"init_args": {"path": str(path)}}})
 
 
 def _take_recipes(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -99,5 +99,5 @@ def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[s
     """Where `create_model` puts blocks; empty: nowhere."""
     if isinstance(non_local, str):
         return non_local
-    places: str | list[str] = (non_local or {}).get("places", PLACES.get(name, ""))
+    places: str | list[str] = (non_local or {}).get("places") or PLACES.get(name, "")
     return places

@@ -47,7 +47,7 @@ def progress_bar(options: dict[str, Any]) -> list[Callback]:
 
 
 class Bar(RichProgressBar):
-    """Lightning's, with clips/s and without the logger's version."""
+    """Lightning's, with samples/s and without the logger's version."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """What stands beside the bar."""
@@ -110,6 +110,7 @@ class RunFolder(Checkpoint):
         """Say what is about to happen; start counting, inside an epoch too."""
         self.total = int(trainer.estimated_stepping_batches)
         self.first = trainer.global_step
+        self.noun = trainer.datamodule.kind.noun  # type: ignore[attr-defined]
         self._count_from_here()
         count = sum(p.numel() for p in pl_module.parameters())
         self._say(
@@ -119,8 +120,8 @@ class RunFolder(Checkpoint):
         )
 
     def _count_from_here(self) -> None:
-        """Clips, and seconds of waiting for data and of work."""
-        self.clips, self.waited, self.worked = 0, 0.0, 0.0
+        """Samples, and seconds of waiting for data and of work."""
+        self.samples, self.waited, self.worked = 0, 0.0, 0.0
         self.mark = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -146,11 +147,11 @@ class RunFolder(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count; save every few iterations."""
-        self.clips += len(batch[0]) * trainer.world_size
+        self.samples += len(batch[0]) * trainer.world_size
         now = time.monotonic()
         self.worked += now - self.mark
         self.mark = now
-        pl_module.log("clips/s", self._rate(), prog_bar=True, logger=False)
+        pl_module.log("samples/s", self._rate(), prog_bar=True, logger=False)
         accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # saved with its validation
         if accumulated and not last and trainer.global_step % self.every == 0:
@@ -167,7 +168,7 @@ class RunFolder(Checkpoint):
             "train/top1": float(metrics["train/top1"]),
             **self.val,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "clips_per_second": self._rate(),
+            "samples_per_second": self._rate(),
             "data_wait": self.waited / (self.waited + self.worked),
         }
         self.rows.append(row)
@@ -183,14 +184,14 @@ class RunFolder(Checkpoint):
         trainer.save_checkpoint(self.last)
 
     def _rate(self) -> float:
-        return self.clips / max(self.waited + self.worked, 1e-9)
+        return self.samples / max(self.waited + self.worked, 1e-9)
 
     def _pace(self, trainer: Trainer) -> str:
         """Speed, share of waiting, and time left at the mean pace since the start."""
         done = trainer.global_step - self.first
         left = (time.monotonic() - self.started) / max(done, 1) * (self.total - trainer.global_step)
         return (
-            f"{self._rate():.1f} clips/s, {self.waited / (self.waited + self.worked):.0%} waiting "
+            f"{self._rate():.1f} {self.noun}s/s, {self.waited / (self.waited + self.worked):.0%} waiting "
             f"for data, {timedelta(seconds=round(left))} left"
         )
 
@@ -210,7 +211,7 @@ class RunFolder(Checkpoint):
             f"{best} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}, "
             f"{summary['seconds']:.0f} s; curves: {self.folder / 'curves.png'}\n"
             f"Next: python -m nlzoo.evaluate --checkpoint {checkpoint}\n"
-            f"      python -m nlzoo.predict --checkpoint {checkpoint} VIDEO"
+            f"      python -m nlzoo.predict --checkpoint {checkpoint} {self.noun.upper()}"
         )
 
     # -- files ------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ class RunFolder(Checkpoint):
         best = [row[METRIC] for row in self.rows if METRIC in row]
         mean = {
             k: sum(r[k] for r in self.rows) / len(self.rows)
-            for k in ("clips_per_second", "data_wait")
+            for k in ("samples_per_second", "data_wait")
         }
         return {
             "metric": METRIC,

@@ -52,7 +52,7 @@ def test_effective_recipe_parses_to_the_same(tmp_path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_sample_keeps_kind_depth_and_blocks(name):
     plain = yaml.safe_load(cli.recipe_text(parse("--recipe", name)))
-    sample = cli.read_recipe(cli.SAMPLES["Kinetics"])
+    sample = cli.read_recipe("_video_sample")
     assert "model" not in sample["task"]["init_args"]
     assert sample["task"]["init_args"]["non_local"] == {"zero_init": False}
     assert sample["task"]["init_args"]["arch"].keys() == {"width", "geometry", "dropout"}

@@ -73,7 +73,7 @@ def test_fit_fills_the_run_folder(videos, run):
     assert files(run) == RUN_FOLDER
     assert list((run / "tensorboard").glob("events*"))
     summary = json.loads((run / "summary.json").read_text())
-    assert {*summary} >= {"clips_per_second", "data_wait", "seconds", "versions"}
+    assert {*summary} >= {"samples_per_second", "data_wait", "seconds", "versions"}
     assert (summary["metric"], summary["epochs"]) == ("val/top1", 2)
     assert summary["checkpoint"] == str(run / "checkpoints/best.ckpt")
     rows = list(csv.DictReader((run / "metrics.csv").open()))
@@ -100,7 +100,7 @@ def assert_same_end(run, other):
     torch.testing.assert_close(best["state_dict"], other_best["state_dict"], rtol=0, atol=0)
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
-    times = ("clips_per_second", "data_wait")
+    times = ("samples_per_second", "data_wait")
     tables = [list(csv.DictReader((f / "metrics.csv").open())) for f in (run, other)]
     rows = [[{k: v for k, v in row.items() if k not in times} for row in t] for t in tables]
     assert rows[0] == rows[1]
