@@ -83,5 +83,7 @@ def test_data_that_do_not_suit_the_network(model, data, message):
 
 
 def test_the_number_of_classes_is_the_datas():
-    with pytest.raises(ValueError, match=r"arch.num_classes: the data have 3 classes; leave it out"):
+    with pytest.raises(
+        ValueError, match=r"arch.num_classes: the data have 3 classes; leave it out"
+    ):
         Classification("resnet8_cifar10", arch={"num_classes": 5}, preprocessing=IMAGES)
