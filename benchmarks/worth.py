@@ -1,9 +1,10 @@
-"""What the blocks are worth: the sample task with five non-local blocks and with none.
+"""What the blocks are worth: the sample tasks with non-local blocks and with none.
 
-    python -m benchmarks.worth            # trains both networks with three seeds, about 10 minutes
+    python -m benchmarks.worth            # trains each network with three seeds, about 15 minutes
+    python -m benchmarks.worth image      # only those of one sample
     python -m benchmarks.worth --render   # only the README's table, from the JSON
 
-Both are the same command but for `--task.model`.
+Both networks of a sample are the same command but for `--task.model`.
 """
 
 import argparse
@@ -17,16 +18,27 @@ from typing import Any
 from benchmarks.measure import machine, write_json
 
 RESULT = Path(__file__).parent / "results" / "worth.json"
-MODELS = {"i3d_r50_nl5": "I3D ResNet-50 + 5 blocks", "i3d_r50": "the same without blocks"}
+RECIPES = {"video": "i3d_nl_kinetics", "image": "resnet20_nl_cifar10"}
+MODELS = {
+    "video": {
+        "i3d_r50_nl5": "videos, 4 classes: I3D ResNet-50 + 5 blocks",
+        "i3d_r50": "the same without blocks",
+    },
+    "image": {
+        "resnet8_cifar10_nl2": "images, 2 classes: ResNet-8 + 2 blocks",
+        "resnet8_cifar10": "the same without blocks",
+    },
+}
 SEEDS = (0, 1, 2)
-COMMAND = "python -m nlzoo.fit --recipe i3d_nl_kinetics --sample --seed {seed} --task.model {model}"
+COMMAND = "python -m nlzoo.fit --recipe {recipe} --sample --seed {seed} --task.model {model}"
 
 
-def train(model: str, seed: int) -> dict[str, Any]:
+def train(recipe: str, model: str, seed: int) -> dict[str, Any]:
     """The summary of one training."""
     with tempfile.TemporaryDirectory() as folder:
-        command = COMMAND.format(seed=seed, model=model).replace("python", sys.executable, 1)
-        subprocess.run([*command.split(), "--run", f"{folder}/run"], check=True)
+        command = COMMAND.format(recipe=recipe, seed=seed, model=model)
+        words = command.replace("python", sys.executable, 1).split()
+        subprocess.run([*words, "--run", f"{folder}/run"], check=True)
         summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
     return {key: summary[key] for key in ("metric", "best", "epochs", "seconds", "versions")}
 
@@ -34,12 +46,13 @@ def train(model: str, seed: int) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The README's table."""
     lines = [
-        "| sample task, 4 classes | " + " | ".join(f"seed {seed}" for seed in SEEDS) + " |",
+        "| sample task | " + " | ".join(f"seed {seed}" for seed in SEEDS) + " |",
         "|---|" + "---|" * len(SEEDS),
     ]
-    for model, name in MODELS.items():
-        scores = (f"{run['best']:.3f}" for run in result["runs"][model])
-        lines.append(f"| {name} | " + " | ".join(scores) + " |")
+    for sample, models in MODELS.items():
+        for model, name in models.items():
+            scores = (f"{run['best']:.3f}" for run in result[sample]["runs"][model])
+            lines.append(f"| {name} | " + " | ".join(scores) + " |")
     return "\n".join(lines)
 
 
@@ -48,13 +61,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("sample", nargs="*", default=[*RECIPES], help="video, image")
     parser.add_argument(
         "--render", action="store_true", help="print the table of the stored result"
     )
-    if not parser.parse_args().render:
-        runs = {model: [train(model, seed) for seed in SEEDS] for model in MODELS}
-        write_json(RESULT, {"command": COMMAND, "machine": machine(), "runs": runs})
-    print(table(json.loads(RESULT.read_text())))
+    options = parser.parse_args()
+    result = json.loads(RESULT.read_text())
+    for sample in () if options.render else options.sample:
+        recipe = RECIPES[sample]
+        runs = {m: [train(recipe, m, seed) for seed in SEEDS] for m in MODELS[sample]}
+        result[sample] = {
+            "command": COMMAND,
+            "recipe": recipe,
+            "machine": machine(),
+            "runs": runs,
+        }
+        write_json(RESULT, result)
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -190,9 +190,10 @@ class RunFolder(Checkpoint):
         """Speed, share of waiting, and time left at the mean pace since the start."""
         done = trainer.global_step - self.first
         left = (time.monotonic() - self.started) / max(done, 1) * (self.total - trainer.global_step)
+        waiting = self.waited / (self.waited + self.worked)
         return (
-            f"{self._rate():.1f} {self.noun}s/s, {self.waited / (self.waited + self.worked):.0%} waiting "
-            f"for data, {timedelta(seconds=round(left))} left"
+            f"{self._rate():.1f} {self.noun}s/s, {waiting:.0%} waiting for data, "
+            f"{timedelta(seconds=round(left))} left"
         )
 
     def _say(self, trainer: Trainer, text: str) -> None:
