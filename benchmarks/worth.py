@@ -8,6 +8,7 @@ Both networks of a sample are the same command but for `--task.model`.
 """
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
@@ -40,7 +41,9 @@ def train(recipe: str, model: str, seed: int) -> dict[str, Any]:
         words = command.replace("python", sys.executable, 1).split()
         subprocess.run([*words, "--run", f"{folder}/run"], check=True)
         summary = json.loads((Path(folder) / "run" / "summary.json").read_text())
-    return {key: summary[key] for key in ("metric", "best", "epochs", "seconds", "versions")}
+        last = list(csv.DictReader((Path(folder) / "run" / "metrics.csv").open()))[-1]
+    kept = {key: summary[key] for key in ("metric", "epochs", "seconds", "versions")}
+    return {"last": float(last[summary["metric"]]), **kept}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -51,7 +54,9 @@ def table(result: dict[str, Any]) -> str:
     ]
     for sample, models in MODELS.items():
         for model, name in models.items():
-            scores = (f"{run['best']:.3f}" for run in result[sample]["runs"][model])
+            scores = (
+                f"{run.get('last', run.get('best')):.3f}" for run in result[sample]["runs"][model]
+            )
             lines.append(f"| {name} | " + " | ".join(scores) + " |")
     return "\n".join(lines)
 

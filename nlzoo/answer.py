@@ -19,10 +19,10 @@ from nlzoo.preprocessing import Unreadable
 Answer = dict[str, Any]  # of `watch`
 
 
-def find_all(given: Sequence[str], images: bool) -> list[str]:
-    """The files, with the videos of a folder in its place, or its images.
+def find_all(given: Sequence[str], images: bool) -> list[Any]:
+    """The files, with the videos of a folder in its place, or its images; `str` names one.
 
-    A folder of frames is one video.
+    A folder of frames is one video; a tar file of images is a folder.
 
     Raises:
         FileNotFoundError: nothing in any of them.
@@ -31,13 +31,16 @@ def find_all(given: Sequence[str], images: bool) -> list[str]:
         find_images if images else partial(find_videos, top=False)
     )
     paths = map(Path, given)
-    found = (sorted(map(str, inside(p))) if p.is_dir() else [str(p)] for p in paths)
+    found = (
+        sorted(inside(p), key=str) if p.is_dir() or (images and p.suffix == ".tar") else [str(p)]
+        for p in paths
+    )
     if files := list(chain.from_iterable(found)):
         return files
     raise FileNotFoundError(f"no {'image' if images else 'video'} in {', '.join(given)}")
 
 
-def answer(files: Sequence[str], watch: Callable[[str], Answer], as_json: bool) -> None:
+def answer(files: Sequence[Any], watch: Callable[[Any], Answer], as_json: bool) -> None:
     """Watch each file and print the answers. One bad file does not end the list.
 
     Raises:

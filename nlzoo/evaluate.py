@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
 
 def parser() -> ArgumentParser:
     """Every key of a recipe, and --checkpoint."""
-    about = "Test a checkpoint on the views of its recipe, 10 clips x 3 crops by default."
+    about = "Test a checkpoint on the views of its recipe: of videos 10 clips x 3 crops by default."
     made = recipe_parser("python -m nlzoo.evaluate", about, "--checkpoint FILE")
     made.add_argument("--checkpoint", required=True, help="of nlzoo.fit, or weights and --recipe")
     return made
@@ -73,6 +73,8 @@ def published_config(argv: Sequence[str], checkpoint: str) -> Namespace:
         raise ValueError(f"{checkpoint} holds no recipe: --recipe NAME says network and data")
     config = parse(argv, parser())
     config.task.init_args.pretrained = checkpoint
+    if not any(argument.startswith("--run") for argument in argv):
+        config.run = str(run_folder(checkpoint))  # of no training
     return config
 
 

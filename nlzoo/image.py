@@ -84,8 +84,9 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             f"cannot download the weights of timm/{name} ({type(error).__name__}); without them: "
             'pretrained: "" in the recipe, or --task.pretrained ""'
         ) from error
-    head = model.get_classifier()
-    if "num_classes" in options and isinstance(head, nn.Linear):  # timm: up to N(0, 0.4)
+    head, classes = model.get_classifier(), options.get("num_classes")
+    loaded = pretrained and classes == model.pretrained_cfg.get("num_classes")
+    if classes and not loaded and isinstance(head, nn.Linear):  # timm: up to N(0, 0.4)
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
     return model

@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from nlzoo.files import write_whole
+from nlzoo.files import whole_file, write_whole
 
 
 def write_report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
@@ -49,7 +49,7 @@ def write_report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
     folder = Path(trainer.default_root_dir)
     whole = result | {"correct_by_class": by_class}  # without the classes that do not occur
     write_whole(folder / "evaluation.json", json.dumps(whole, indent=2) + "\n")
-    write_whole(folder / "scores.csv", _scores_csv(data, results))
+    _write_scores(folder / "scores.csv", data, results)
     write_whole(folder / "confusion.png", draw_confusion(confusion, data.classes))
     table = Table(show_header=False)
     table.add_column()
@@ -62,14 +62,14 @@ def write_report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
     console.print(f"Written: {', '.join(str(folder / name) for name in names)}")
 
 
-def _scores_csv(data: Any, results: Tensor) -> str:
+def _write_scores(path: Path, data: Any, results: Tensor) -> None:
     """One row a file: path, label, views used, and the score of each class."""
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(("file", "label", "views", *data.classes))
-    for file, (label, views, *scores) in zip(data.files("test"), results.tolist(), strict=True):
-        rows.writerow((file, int(label), int(views), *(f"{score:.9g}" for score in scores)))
-    return text.getvalue()
+    with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as text:
+        rows = csv.writer(text)
+        rows.writerow(("file", "label", "views", *data.classes))
+        for file, result in zip(data.files("test"), results, strict=True):
+            label, views, *scores = result.tolist()
+            rows.writerow((file, int(label), int(views), *(f"{score:.9g}" for score in scores)))
 
 
 def draw_confusion(confusion: Tensor, classes: list[str]) -> bytes:

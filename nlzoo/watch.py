@@ -10,6 +10,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from nlzoo.data.clips import clip_at, last_start, step_of
 from nlzoo.data.decode import Source, open_video
 from nlzoo.data.pictures import CentreView, read_image
+from nlzoo.data.pictures import Source as Picture
 from nlzoo.data.pictures import resize_short as resize_image
 from nlzoo.data.sampling import Sampling, SpreadClips
 from nlzoo.data.transforms import EvalTransform, resize_short
@@ -37,7 +38,7 @@ class Watcher(Protocol):
 
 
 def watch(
-    model: Watcher, file: str, clips: int, crops: int, picture: str = "", at: At | None = None
+    model: Watcher, file: Any, clips: int, crops: int, picture: str = "", at: At | None = None
 ) -> dict[str, Any]:
     """The five classes of the highest mean score, what is damaged, and `picture` if one is named.
 
@@ -51,7 +52,9 @@ def watch(
     names = model.preprocessing.classes or [str(k) for k in range(len(scores))]
     best, index = scores.topk(min(5, len(scores)))
     top = [{"class": names[k], "score": s} for k, s in zip(index, best.tolist(), strict=True)]
-    result: dict[str, Any] = {"file": file, "top": top} | ({"damage": damage} if damage else {})
+    result: dict[str, Any] = {"file": str(file), "top": top} | (
+        {"damage": damage} if damage else {}
+    )
     if picture:
         look_at = look_at_video if videos else look_at_image
         found = look_at(model, file, Path(picture), at)  # type: ignore[arg-type]
@@ -61,12 +64,12 @@ def watch(
 
 
 @torch.inference_mode()
-def score_image(model: Watcher, image: str | Path) -> Tensor:
+def score_image(model: Watcher, image: Picture) -> Tensor:
     """Softmax of the centre of an image: (K,) float64 on the CPU.
 
     Args:
         model: in evaluation mode; its `preprocessing` says what an image is.
-        image: path of a file.
+        image: path of a file, or a member of a tar file.
 
     Raises:
         Unreadable: it is no image, or damaged.
@@ -148,7 +151,7 @@ def look_at_video(model: "Network", video: Source, picture: Path, at: At | None 
     return at or (numbers[frame], x * size[1] // small.shape[3], y * size[2] // small.shape[2])
 
 
-def look_at_image(model: "Network", image: str | Path, picture: Path, at: At | None = None) -> At:
+def look_at_image(model: "Network", image: Picture, picture: Path, at: At | None = None) -> At:
     """Draw where a position of an image looks.
 
     Args:

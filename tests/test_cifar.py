@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from shared import SHARED
 
-from nlzoo import create_model, load_model
+from nlzoo import create_model, evaluate, load_model
 from nlzoo.cifar import ResidualBlock
 from nlzoo.models import save_model
 from nlzoo.registry import IMAGE
@@ -227,3 +227,29 @@ def test_wrong_arguments(options, message):
 def test_a_clip_is_no_image():
     with pytest.raises(ValueError, match=r"\(B, C, H, W\); got shape \(2, 3, 4, 32, 32\)"):
         tiny()(torch.zeros(2, 3, 4, 32, 32))
+
+
+@needs_data
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", ["", "_nl2"])
+@pytest.mark.parametrize("name", FILES)
+def test_evaluate_counts_what_is_published(name, blocks, tmp_path):
+    """From files on the disk to the report; new blocks change no answer."""
+    pixels, labels = images()
+    names = (DATA / "cifar10_part" / "classes.txt").read_text().split()
+    for i, (image, label) in enumerate(
+        zip(pixels.permute(0, 2, 3, 1).numpy(), labels, strict=True)
+    ):
+        folder = tmp_path / "set" / "val" / names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i:04d}.png")
+    evaluate.main(
+        [
+            *("--recipe", "resnet20_nl_cifar10", "--task.model", name + blocks),
+            *("--checkpoint", str(published(name)), "--data", str(tmp_path / "set")),
+            *("--run", str(tmp_path)),
+        ]
+    )
+    expected = json.loads((DATA / "cifar10_part" / "expected.json").read_text())["models"]
+    result = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (result["files_found"], result["correct"]) == (846, expected[FILES[name]]["correct"])

@@ -82,6 +82,35 @@ def test_data_that_do_not_suit_the_network(model, data, message):
         Classification(model, preprocessing=data)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixup": -1.0}, "mixup = -1.0, cutmix = 0.0: expected 0 or more"),
+        ({"bn": "precise", "train": "head"}, "bn: precise re-estimates what train: head keeps"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        task(**options)
+
+
+def test_videos_are_not_mixed():
+    with pytest.raises(ValueError, match="mixup and cutmix mix images"):
+        Classification("c2d/resnet10t", mixup=0.2, preprocessing={"classes": ["a", "b"]})
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_losses_are_torchs(smoothing, monkeypatch):
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    label = torch.tensor([0, 1, 2, 0])
+    one = task(label_smoothing=smoothing)
+    monkeypatch.setattr(one, "log", lambda *_, **__: None)
+    value = one.training_step((images, label, label), 0)
+    logits = one.model(images)
+    wanted = torch.nn.functional.cross_entropy(logits, label, label_smoothing=smoothing)
+    assert torch.allclose(value, wanted)
+
+
 def test_the_number_of_classes_is_the_datas():
     with pytest.raises(
         ValueError, match=r"arch.num_classes: the data have 3 classes; leave it out"

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -56,6 +57,16 @@ def test_fit_evaluate_and_predict_agree(images, run, tmp_path, capsys):
     for one in answers:
         for top in one["top"]:
             assert float(rows[one["file"]][top["class"]]) == pytest.approx(top["score"], abs=1e-6)
+
+
+def test_predict_reads_tar_files(images, run, tmp_path, capsys):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(images / "val/same/000003.png", "a/b.png")
+    argv = ["--checkpoint", str(run / "checkpoints/best.ckpt"), "--json"]
+    predict.main([*argv, str(tmp_path / "x.tar"), str(images / "val/same/000003.png")])
+    packed, plain = json.loads(capsys.readouterr().out)
+    assert packed["file"] == str(tmp_path / "x/a/b.png")
+    assert packed["top"] == plain["top"]
 
 
 def test_one_folder_is_tested_on_the_part_that_was_kept(images, tmp_path):

@@ -1,7 +1,9 @@
 """Image sets: layouts, odd files, splits, augmentation, and the policy for unreadable files."""
 
 import io
+import pickle
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,8 +132,25 @@ def test_lists_of_images(folders):
     assert names(data, "train") == ["train/ants/0.png", "train/bees/1.png"]
 
 
-def test_cifar_as_its_authors_pack_it(tmp_path):
-    (tmp_path / "cifar-10-batches-py").mkdir()
+def test_cifar_as_its_authors_pack_it(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), dtype=np.uint8)
+    for i, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
+        batch = {"data": pixels[i : i + 1].reshape(1, -1), "labels": [i]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    with monkeypatch.context() as patch:
+        patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+        data = module(tmp_path, batch_size=1)
+        with pytest.raises(ValueError, match=r"data.classes: .*has its own class names"):
+            module(tmp_path, classes=["x"])
+    assert data.classes == list("abcdefghij")
+    assert data.found == {"train": 5, "val": 1, "test": 1}
+    data.preprocessing = Preprocessing(frames=0, crop=32, test_size=32, test_crop=32)
+    image, label, _, _ = next(iter(data.val_dataloader()))
+    assert torch.equal(image[0], torch.from_numpy(pixels[5]))
+    assert (label.item(), str(data.files("val")[0])) == (5, "cifar-10-batches-py/test 0")
     with pytest.raises(ValueError, match="cifar-10-batches-py is not whole: its files have other"):
         module(tmp_path)
 
@@ -147,6 +166,9 @@ def test_cifar_as_its_authors_pack_it(tmp_path):
         ),
         ({"train/a": 1, "val/a": 1}, {"classes": ["a", "b", "a"]}, "'a' is there twice"),
         ({"train/a": 1, "val/a": 1}, {"classes": ["b"]}, "label 'a' is outside the 1 classes"),
+        ({"a": 10, "b": 0}, {}, r"class folder .*/b has no image"),
+        ({"a": 10, "b": 1}, {}, r"class folder .*/b has one image for two parts: add one"),
+        ({"train/a": 2, "val/a": 1}, {"test_crop": -1}, "test_crop = -1: expected 0 or more"),
         ({"a": 1}, {"val_share": 1.5}, "val_share = 1.5: expected a share"),
         ({"a": 1}, {"scale": [0, 2]}, "scale = .*expected two shares"),
         ({}, {}, "nothing to read in .*expected train/CLASS"),
@@ -192,6 +214,11 @@ def test_16_bits_are_scaled(tmp_path):
     assert abs(pixels.mean() - 127.5) < 1
 
 
+def test_a_crop_larger_than_the_image_is_refused():
+    with pytest.raises(ValueError, match="test_crop = 40 does not fit a short side of 36"):
+        CentreView(replace(PRE, test_crop=40))
+
+
 def test_exif_turns_images(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -220,12 +247,26 @@ def line(path):
     save(path, picture(size=(2000, 1)))
 
 
+def floats(path):
+    Image.fromarray(np.full((8, 8), 0.7, dtype=np.float32)).save(path)
+
+
+def postscript(path):
+    picture().save(path, "eps")
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
-    [(text, "not an image"), (truncated, "truncated"), (line, "2000 x 1 pixels are a line")],
+    [
+        (text, "not an image"),
+        (truncated, "truncated"),
+        (line, "2000 x 1 pixels are a line"),
+        (floats, "floating point pixels, of unknown range"),
+        (postscript, "not an image"),  # never opened: Pillow would have Ghostscript run it
+    ],
 )
 def test_unreadable_files_are_named(tmp_path, make, reason):
-    make(tmp_path / "x.jpg" if make is not truncated else tmp_path / "x.png")
+    make(tmp_path / ("x.tif" if make is floats else "x.png"))
     with pytest.raises(Unreadable, match=f"x.*: .*{reason}"):
         read_image(next(tmp_path.iterdir()))
 

@@ -1,7 +1,7 @@
 """ImageNet, CIFAR and any other set of labelled images, as a Lightning data module."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 
 from nlzoo.data.augment import RandomView, centred, padded, resized
 from nlzoo.data.classes import Split, read_classes, to_split
-from nlzoo.data.labelled import Labelled
+from nlzoo.data.labelled import Labelled, check_least
 from nlzoo.data.layouts import IMAGES, Files, Row, folder_rows, read_splits
 from nlzoo.data.loading import TrainLoader
 from nlzoo.data.pictures import CentreView, Pixels
@@ -67,7 +67,7 @@ class Images(Labelled):
             augment: resized (a random share of the area, ImageNet's), padded (CIFAR's), none.
             scale: range of that share.
             flip: share of mirrored training images.
-            color_jitter: of brightness, contrast and saturation (with resized).
+            color_jitter: of brightness, contrast, saturation (resized, without auto_augment).
             auto_augment: timm's words, rand-m9-mstd0.5 (with resized); empty: none.
             batch_size: images a device.
             workers: reading processes a device; -1: one a core, up to 8.
@@ -88,10 +88,11 @@ class Images(Labelled):
         self._augment, self._flip = augment, flip
         self._resized = (scale[0], scale[1]), flip, color_jitter, auto_augment
         names = {"train": train, "val": val, "test": test or val}
-        splits = _cifar(Path(path), names) or self._splits_of(path, names, classes, val_share)
-        self.classes, there = splits
+        packed = _cifar(Path(path), names, classes)
+        self.classes, there = packed or self._splits_of(path, names, classes, val_share)
         self._keep(there, names, path)
         sizes = {"crop": crop, "test_size": test_size, "test_crop": test_crop}
+        check_least(0, **sizes)
         given = {name: size for name, size in sizes.items() if size}
         self.wishes = {"frames": 0, "classes": self.classes, **given}
         self.preprocessing = Preprocessing()  # the network's, once it is built
@@ -106,6 +107,9 @@ class Images(Labelled):
             rows = _parts(files, names, val_share)
             if not any(rows.values()):
                 raise
+            self.views = (
+                f"the centre, of the {val_share:.0%} kept for validation (--data.test . : all)"
+            )
         _check_folders(rows)
         found = read_classes(files.root, classes, next(iter(rows.values())))
         splits = {split: to_split(some, found) for split, some in rows.items()}
@@ -134,25 +138,30 @@ class Images(Labelled):
         return self._eval_loader("test", read, (1, 3, side, side))
 
 
-def _cifar(root: Path, names: Names) -> tuple[list[str], dict[str, Split]] | None:
+def _cifar(
+    root: Path, names: Names, classes: str | list[str]
+) -> tuple[list[str], dict[str, Split]] | None:
     """CIFAR-10 or -100 as its authors pack them; validation and test are its test part."""
     for folder, dataset in CIFAR.items():
-        if (root / folder).is_dir():
-            try:
-                parts = {s: dataset(root, train=s == "train") for s, name in names.items() if name}
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{root / folder} is not whole: its files have other checksums than published"
-                ) from error
-            return next(iter(parts.values())).classes, {
-                split: Split(
-                    tuple(Pixels(f"{folder}, {split} {i}", a) for i, a in enumerate(part.data)),
-                    tuple(part.targets),
-                    (),
-                )
-                for split, part in parts.items()
-            }
+        if not (root / folder).is_dir():
+            continue
+        if classes:
+            raise ValueError(f"data.classes: {root / folder} has its own class names; leave it out")
+        try:
+            parts = {train: dataset(root, train=train) for train in (True, False)}
+        except RuntimeError as error:
+            raise ValueError(
+                f"{root / folder} is not whole: its files have other checksums than published"
+            ) from error
+        splits = {train: _arrays(part, folder) for train, part in parts.items()}
+        return parts[True].classes, {s: splits[s == "train"] for s, name in names.items() if name}
     return None
+
+
+def _arrays(part: Any, folder: str) -> Split:
+    name = f"{folder}/{'train' if part.train else 'test'}"
+    images = (Pixels(f"{name} {i}", array) for i, array in enumerate(part.data))
+    return Split(tuple(images), tuple(part.targets), ())
 
 
 def _parts(files: Files, names: Names, val_share: float) -> dict[str, list[Row]]:
@@ -160,10 +169,15 @@ def _parts(files: Files, names: Names, val_share: float) -> dict[str, list[Row]]
     by_class: dict[str, list[Row]] = {}
     for row in folder_rows(files, files.root):
         by_class.setdefault(row.label, []).append(row)
+    _check_filled(files.root, by_class)
     train, val = [], []
-    for rows in by_class.values():
+    for name, rows in by_class.items():
+        if len(rows) < 2:
+            raise ValueError(
+                f"class folder {files.root / name} has one image for two parts: add one"
+            )
         rows.sort(key=lambda row: hashlib.sha256(Path(row.name).name.encode()).digest())
-        count = round(val_share * len(rows))
+        count = min(max(round(val_share * len(rows)), 1), len(rows) - 1)
         val += rows[:count]
         train += rows[count:]
     parts = {"train": train, "val": val, "test": val}
@@ -175,18 +189,20 @@ def _check_folders(rows: dict[str, list[Row]]) -> None:
     folders = {split: some for split, some in rows.items() if not any(r.listed for r in some)}
     labels = {split: {row.label for row in some} for split, some in folders.items()}
     for split, some in folders.items():
-        where = Path(some[0].where) if some else Path()
-        there = where.iterdir() if some and where.is_dir() else ()
-        for folder in sorted(there):
-            if (
-                folder.is_dir()
-                and not folder.name.startswith(".")
-                and not labels[split] & {folder.name}
-            ):
-                raise ValueError(f"class folder {folder} has no image; fill it, or remove it")
-    for split in folders.keys() - {"train"}:
+        _check_filled(Path(some[0].where), labels[split])
         train = labels.get("train", labels[split])
         if train != labels[split]:
             only = [("train", train - labels[split]), (split, labels[split] - train)]
-            words = (f"only in {name}: {', '.join(sorted(some))}" for name, some in only if some)
+            words = (f"only in {name}: {_few(some)}" for name, some in only if some)
             raise ValueError(f"train and {split} have different classes; {'; '.join(words)}")
+
+
+def _check_filled(folder: Path, classes: Collection[str]) -> None:
+    for one in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if one.is_dir() and one.name not in classes and not one.name.startswith("."):
+            raise ValueError(f"class folder {one} has no image; fill it, or remove it")
+
+
+def _few(names: Collection[str]) -> str:
+    first = sorted(names)[:8]
+    return ", ".join(first) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ class Labelled(LightningDataModule):
                     f"none of the {self.expected[split]} {self.kind.noun}s of {names[split]!r} "
                     f"is in {path!r}; the first is {some.missing[0]!r}"
                 )
+
+    @cached_property
+    def _train_names(self) -> frozenset[str]:
+        return frozenset(map(str, self._splits["train"].files if "train" in self._splits else ()))
 
     def files(self, split: str) -> Sequence[Any]:
         """The files of a split that are there, in the order of their indices; `str` names one."""
@@ -128,7 +133,7 @@ class Labelled(LightningDataModule):
         if note.used or note.path in self.unreadable:
             return
         self.unreadable[note.path] = reason
-        train = set(map(str, self._splits["train"].files) if "train" in self._splits else ())
+        train = self._train_names
         others = {path for path, kind in self._listed.items() if kind.startswith("unreadable")}
         bad = len((self.unreadable.keys() | others) & train)
         if bad > self._bad_share * len(train) and note.path in train:

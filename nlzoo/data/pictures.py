@@ -13,16 +13,18 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from nlzoo.data.transforms import check_crop
 from nlzoo.preprocessing import Preprocessing, Unreadable
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif", ".jp2")
 )
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF", "JPEG2000")  # no others
 NARROW = 200  # times as long as wide; its short side resized to 256, the long one is not an image's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A file inside a tar file, also inside one that is inside: where its bytes are."""
 
@@ -58,7 +60,7 @@ def read_image(source: Source) -> Image.Image:
     if isinstance(source, Pixels):
         return Image.fromarray(source.array)
     try:
-        with Image.open(_open(source)) as image:
+        with Image.open(_open(source), formats=FORMATS) as image:
             if max(image.size) > NARROW * min(image.size):
                 raise ValueError(f"{image.width} x {image.height} pixels are a line, no image")
             return _rgb(ImageOps.exif_transpose(image))
@@ -77,9 +79,12 @@ def _open(source: str | Path | Member) -> str | Path | IO[bytes]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("floating point pixels, of unknown range: save 8 or 16 bits")
     if image.mode.startswith("I"):  # 16 bit grey, which Pillow would clip at 255
-        grey = np.asarray(image).astype(np.int64).clip(0, 0xFFFF) >> 8
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image).astype(np.int64).clip(0, 0xFFFF)
+        bits = 8 if image.mode != "I" or grey.max() > 0xFF else 0
+        return Image.fromarray((grey >> bits).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -93,6 +98,10 @@ class CentreView:
 
     preprocessing: Preprocessing
     crops: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the crop is larger than the picture."""
+        check_crop(self.preprocessing.test_crop, self.preprocessing.test_size, "test_crop")
 
     def __call__(self, source: Source, view: int = 0) -> tuple[Tensor, str]:
         """There is one view; a damaged image is no image."""
@@ -142,6 +151,7 @@ def _packed(file: str) -> Iterator[Member]:
 def _members(tar: tarfile.TarFile, file: str, folder: str, start: int) -> Iterator[Member]:
     """Images of a tar file that begins at byte `start` of a file."""
     for member in tar:
+        tar.members = []  # type: ignore[attr-defined]  # else it keeps all of a million
         stem, suffix = os.path.splitext(member.name)  # noqa: PTH122
         at = start + member.offset_data
         if not member.isfile() or Path(member.name).name.startswith("."):

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchmetrics import MeanMetric
@@ -37,7 +36,7 @@ class Classification(LightningModule):
     def __init__(
         self,
         model: str,
-        pretrained: str = "",
+        pretrained: bool | str = False,
         non_local: dict[str, Any] | None = None,
         arch: dict[str, Any] | None = None,
         bn: Literal["train", "frozen", "precise"] = "train",
@@ -61,8 +60,8 @@ class Classification(LightningModule):
 
         Args:
             model: a name of `nlzoo.list_models()`, `timm/NAME`, `c2d/NAME` or `tsm/NAME`.
-            pretrained: a checkpoint, or `timm/NAME` for ImageNet weights (inflated, where the
-                network has 3D convolutions); empty: none.
+            pretrained: true for the name's own published weights, a file, or `timm/NAME` for
+                ImageNet weights (inflated, where the network has 3D convolutions); false: none.
             non_local: arguments of the blocks (form, places, subsample, zero_init, ...); of no
                 meaning where the name has no blocks and no places are given.
             arch: arguments of the network (geometry, width, dropout, ...).
@@ -103,9 +102,12 @@ class Classification(LightningModule):
             self.model.compile()
         self.recipe = ""  # text of the effective recipe, kept in checkpoints
         k = self.model.num_classes
-        self.loss: nn.Module = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        if loss == "bce":
-            self.loss = BinaryCrossEntropy(label_smoothing)
+        if (mixup or cutmix) and self.preprocessing.frames:
+            raise ValueError("mixup and cutmix mix images, the data are videos: leave them out")
+        if bn == "precise" and train != "all":
+            raise ValueError(f"bn: precise re-estimates what train: {train} keeps: give bn: frozen")
+        self.smoothing = label_smoothing
+        self.loss = F.binary_cross_entropy_with_logits if loss == "bce" else F.cross_entropy
         self.mix = _mix(mixup, cutmix, k)
         top1 = MulticlassAccuracy(k, average="micro")
         self.running: Any = nn.ModuleDict({"loss": MeanMetric(), "top1": top1})  # of this epoch
@@ -159,13 +161,14 @@ class Classification(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one sample a file; accuracy is that of the label that it has most of."""
         x, label, _ = batch
-        target = label
+        target = F.one_hot(label, self.model.num_classes).float()
         if self.mix:
             x, target = self.mix(self.model.normalize(x), label)
         logits = self.model(x)
-        loss: Tensor = self.loss(logits, target)
+        smooth = target * (1 - self.smoothing) + self.smoothing / target.shape[1]
+        loss: Tensor = self.loss(logits, smooth)
         self.running["loss"].update(loss.detach(), len(x))
-        self.running["top1"].update(logits, target if target is label else target.argmax(1))
+        self.running["top1"].update(logits, target.argmax(1))
         self.log("train/loss_step", loss)
         for name, metric in self.running.items():
             self.log(f"train/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
@@ -260,7 +263,7 @@ class Classification(LightningModule):
 
 def _network(
     model: str,
-    pretrained: str,
+    pretrained: bool | str,
     non_local: dict[str, Any] | None,
     arch: dict[str, Any],
     wishes: dict[str, Any],
@@ -291,6 +294,8 @@ def _network(
 def _mix(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor], Any] | None:
     """(x, label (B,)) -> (x, shares of the labels (B, K)), by torch's random numbers."""
     mixes: list[Any] = []
+    if min(mixup, cutmix) < 0:
+        raise ValueError(f"mixup = {mixup}, cutmix = {cutmix}: expected 0 or more")
     if mixup:
         mixes.append(v2.MixUp(alpha=mixup, num_classes=classes))
     if cutmix:

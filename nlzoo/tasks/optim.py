@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import timm.optim
+from timm.layers import RmsNorm
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -13,7 +14,7 @@ from nlzoo.blocks import NonLocalBlock
 from nlzoo.names import check_choice
 from nlzoo.network import Network
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm)
 
 
 def freeze(model: Network, train: str) -> None:
@@ -28,15 +29,19 @@ def freeze(model: Network, train: str) -> None:
     if train == "blocks" and not any(blocks_of(model)):
         raise ValueError("train: blocks, and the network has none; name places, or train: head")
     model.requires_grad_(False)
-    model.get_classifier().requires_grad_(True)
-    if train == "blocks":
-        for block in blocks_of(model):
-            block.requires_grad_(True)
+    for part in (*heads_of(model), *(blocks_of(model) if train == "blocks" else ())):
+        part.requires_grad_(True)
 
 
 def blocks_of(model: nn.Module) -> Iterator[NonLocalBlock]:
     """The blocks."""
     return (m for m in model.modules() if isinstance(m, NonLocalBlock))
+
+
+def heads_of(model: Network) -> tuple[nn.Module, ...]:
+    """The classifier; networks that were distilled have two."""
+    found: Any = model.get_classifier()
+    return found if isinstance(found, tuple) else (found,)
 
 
 def host_norms(model: nn.Module) -> Iterator[nn.Module]:
@@ -66,7 +71,7 @@ def parameter_groups(
     """
     norm = {p for m in model.modules() if isinstance(m, _NORMS) for p in m.parameters(False)}
     scale = _layer_scales(model, layer_decay) if layer_decay != 1 else {}
-    for part in (model.get_classifier(), *blocks_of(model)):
+    for part in (*heads_of(model), *blocks_of(model)):
         scale |= dict.fromkeys(part.parameters(), head_lr)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for p in model.parameters():

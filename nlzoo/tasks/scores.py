@@ -1,4 +1,4 @@
-"""Scores of videos: accuracies, and the average over views of the 30-view test."""
+"""Scores of videos and images: accuracies, and the average over views of the 30-view test."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from nlzoo.preprocessing import UNREADABLE
 
 
 class MeanClassAccuracy(MulticlassConfusionMatrix):
-    """Mean over the classes that occur of the share of their videos that are right.
+    """Mean over the classes that occur of the share of their files that are right.
 
     (torchmetrics' macro average counts a class that never occurs as 0 once it is predicted.)
     """
@@ -36,9 +36,9 @@ def accuracies(classes: int) -> MetricCollection:
 
 
 class ViewScores(Metric):
-    """Sum of softmax scores over the views of each video, exact on any number of processes.
+    """Sum of softmax scores over the views of each file, exact on any number of processes.
 
-    Softmax first, then the average (released code; paper section 4.1). A video of which no view
+    Softmax first, then the average (released code; paper section 4.1). A file of which no view
     could be read has no score.
     """
 
