@@ -52,7 +52,7 @@ def onnx_parser() -> ArgumentParser:
     made.add_argument("--opset", type=int, default=0, help="17 to 23; 0: 18, with bf16 22")
     made.add_argument("--dynamic", default="batch", help="of batch,frames,height,width,length")
     made.add_argument("--precision", default="fp32", help="fp32, fp16 or bf16")
-    made.add_argument("--preprocess", action="store_true", help="take uint8 clips")
+    made.add_argument("--preprocess", action="store_true", help="take uint8 clips or images")
     made.add_argument(
         "--islands", default="on", help="off: scores in 16 bits too, if they allow it"
     )
@@ -71,7 +71,7 @@ def onnx(options: Namespace) -> None:
     from nlzoo.export.spec import read_onnx, spec_of
 
     from nlzoo.names import check_choice
-    from nlzoo.registry import MODELS
+    from nlzoo.registry import MODELS, is_timm
 
     check_choice("--islands", options.islands, ("on", "off"))
     if options.tolerance < 0:
@@ -90,12 +90,13 @@ def onnx(options: Namespace) -> None:
         tolerance=options.tolerance,
     )
     size, spec = Path(options.output).stat().st_size / 1e6, spec_of(read_onnx(options.output))
-    clips = spec is not None and spec.preprocessing is not None
-    weights = ", random weights" if options.source in MODELS else ""
+    named = options.source in MODELS or is_timm(options.source)
+    weights = ", random weights" if named else ""
     sys.stdout.write(f"{options.output}: {size:.1f} MB{weights}; {parity}\n")
-    after = (
-        f"run {options.output} VIDEO" if clips else f"tensorrt {options.output} --output m.engine"
-    )
+    if spec and spec.preprocessing:
+        after = f"run {options.output} {'VIDEO' if spec.preprocessing.frames else 'IMAGE'}"
+    else:
+        after = f"tensorrt {options.output} --output m.engine"
     sys.stdout.write(f"Next: python -m nlzoo.export {after}\n")
 
 

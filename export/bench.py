@@ -192,8 +192,8 @@ def against(times: Times, base: Times) -> Row:
 
 def stages(
     entries: Sequence[Entry],
-    decode: Callable[[], Tensor],
-    preprocess: Callable[[Tensor], Tensor],
+    decode: Callable[[], Any],
+    preprocess: Callable[[Any], Tensor],
     rounds: int,
 ) -> list[Row]:
     """Where the time from a file to scores goes: rows of decode, preprocess, and for each entry
@@ -201,8 +201,8 @@ def stages(
 
     Args:
         entries: of `opened`.
-        decode: reads the frames of one clip.
-        preprocess: makes uint8 clips of them.
+        decode: reads the frames of one clip, or an image.
+        preprocess: makes the uint8 input of them.
         rounds: of all of it.
     """
     frames = decode()
@@ -235,5 +235,5 @@ def top1(network: Callable[[Tensor], Tensor], batches: Iterable[Any]) -> float:
         right += int((network(clips).argmax(1).cpu() == labels)[readable].sum())
         total += int(readable.sum())
     if total == 0:
-        raise ValueError("none of the validation clips can be read")
+        raise ValueError("none of the validation files can be read")
     return right / total

@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.convs import SpaceConv3d, TimeConv3d
+from nlzoo.preprocessing import Normalize
 from nlzoo.slowfast import SlowFast
 from nlzoo.video import Head, VideoResNet
 
@@ -42,7 +43,7 @@ class AnySizeHead(nn.Module):
 
 
 class Graph(nn.Module):
-    """A float32 (for video networks also uint8) input, a float32 output.
+    """A float32 (for networks of nlzoo also uint8) input, a float32 output.
 
     The blocks are written as matrix products and one softmax (dot product in the order of fewest
     products), whose scores stay float32 whatever the precision. The network that is copied stays
@@ -50,9 +51,9 @@ class Graph(nn.Module):
 
     Args:
         model: any network of one input and one output.
-        any_size: clips of other heights and widths will come.
+        any_size: to a `VideoResNet`, clips of other heights and widths will come.
         islands: False: scores and softmax in the precision of the rest.
-        layout: of video networks: frames, see `nlzoo.export.frames`, or clip, which is Conv3d.
+        layout: of a `VideoResNet`: frames, see `nlzoo.export.frames`, or clip, which is Conv3d.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class Graph(nn.Module):
             elif isinstance(module, SpaceConv3d | TimeConv3d):  # others have kernels for Conv3d
                 module.__class__ = nn.Conv3d  # type: ignore[assignment]
         self.normalize: nn.Module = nn.Identity()
-        if isinstance(self.model, VideoResNet):  # normalises in float32
-            self.normalize, self.model.normalize = self.model.normalize, self.normalize
+        own = getattr(self.model, "normalize", None)
+        if isinstance(own, Normalize):  # in float32
+            self.normalize, self.model.normalize = own, self.normalize
+        if isinstance(self.model, VideoResNet):
             # SlowFast joins its pathways by functions that see more than single positions
             if layout == "frames" and not isinstance(self.model, SlowFast):
                 flatten_(self.model)
@@ -128,7 +131,7 @@ def _fold_norms(model: nn.Module, x: Tensor) -> None:
     for norm, conv in pairs.items():
         statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
-        model.set_submodule(names[norm], nn.Identity())
+        model.set_submodule(names[norm], nn.Sequential(*norm.children()))  # timm's has its ReLU
     if (model(x) - wanted).norm() > 1e-4 * wanted.norm():
         for norm, conv in pairs.items():
             model.set_submodule(names[norm], norm)

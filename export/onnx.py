@@ -18,6 +18,7 @@ from torch.export import Dim
 
 from nlzoo.files import whole_file
 from nlzoo.names import check_choice
+from nlzoo.video import VideoResNet
 
 OPSETS = range(17, 24)
 NO_ISLANDS = 80  # largest logit whose softmax 16 bits do not spoil (relative error 2e-3 in fp16)
@@ -45,9 +46,9 @@ def export_onnx(
         opset: 17 to 23; 0: 18, or with bf16 22, the first to have it in convolutions.
         dynamic: axes that may change at run time: batch, frames, height, width (length).
         precision: fp32, fp16 or bf16; the blocks' scores and softmax stay float32.
-        raw: take uint8 clips; the cast and the normalisation are in the graph.
+        raw: take uint8 clips or images; the cast and the normalisation are in the graph.
         islands: False: scores and softmax in `precision` too, where the largest score allows it.
-        layout: of video networks: frames, 2D convolutions, which suit ONNX Runtime; or clip, 3D
+        layout: of 3D networks: frames, 2D convolutions, which suit ONNX Runtime; or clip, 3D
             ones, which suit OpenVINO.
         shape: of the input, see `load_network`.
         licence: of the weights, to be kept in the file.
@@ -59,8 +60,8 @@ def export_onnx(
     Raises:
         FileNotFoundError: no such checkpoint.
         ValueError: unknown name, axis, precision or layout, an opset out of range, no shape, a clip
-            too small for dynamic sizes, scores too large to go without islands; a file that ended
-            with other axes than asked for, or out of tolerance.
+            too small for dynamic sizes, padding that follows them, scores too large to go without
+            islands; a file that ended with other axes than asked for, or out of tolerance.
     """
     check_choice("precision", precision, DTYPES)
     check_choice("layout", layout, LAYOUTS)
@@ -76,10 +77,12 @@ def export_onnx(
     axes = tuple(name for name in AXES[len(spec.shape)] if name in dynamic)
     spec = replace(spec, dynamic=axes, precision=precision, raw=raw, licence=licence)
     if raw and spec.preprocessing is None:
-        raise ValueError(f"{spec.model} is no video network: it has no preprocessing to put in")
-    if spec.any_size:
-        spec = replace(spec, output="log-probabilities")
-        spec.check(spec.shape)
+        raise ValueError(f"{spec.model} is no network of nlzoo: it has no preprocessing to put in")
+    if {"height", "width"} & {*axes}:
+        _check_padding(model, spec)
+        if isinstance(model, VideoResNet):
+            spec = replace(spec, output="log-probabilities")
+            spec.check(spec.shape)
     if not shape and "batch" not in dynamic:
         spec = replace(spec, shape=(1, *spec.shape[1:]))
     inputs = draw_inputs(spec, Graph(model, spec.any_size))
@@ -94,6 +97,16 @@ def export_onnx(
         parity = _run_and_compare(part, model, inputs, spec)
         parity.check(tolerance or TOLERANCE[precision])
     return parity
+
+
+def _check_padding(model: nn.Module, spec: Spec) -> None:
+    """Raise ValueError for TensorFlow's padding, whose sizes the exporter would nest for hours."""
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("Same") and getattr(module, "same_pad", True):
+            raise ValueError(
+                f"{spec.model}: leave height and width fixed, they decide its padding "
+                f"({type(module).__name__} {name})"
+            )
 
 
 def _write(graph: Graph, spec: Spec, opset: int, path: Path) -> None:
@@ -151,4 +164,10 @@ def _check_axes(path: Path, spec: Spec) -> None:
 def _run_and_compare(path: Path, model: nn.Module, inputs: Sequence[Tensor], spec: Spec) -> Parity:
     """The file on ONNX Runtime, which finds what was baked in for the example's size."""
     with Runner(path) as runner:
-        return compare(model, runner, inputs, spec.output == "log-probabilities")
+        try:
+            return compare(model, runner, inputs, spec.output == "log-probabilities")
+        except RuntimeError as error:
+            raise ValueError(
+                f"{spec.model}: the file runs at some sizes only, as the network chooses by them "
+                f"what to do; leave some of {', '.join(spec.dynamic)} fixed"
+            ) from error

@@ -1,4 +1,4 @@
-"""`quantize`, `bench` and `report`: the programs that look at a user's own videos, or measure.
+"""`quantize`, `bench` and `report`: the programs that look at a user's own files, or measure.
 
 They know `nlzoo.data`, which the rest of the package does not.
 """
@@ -6,10 +6,12 @@ They know `nlzoo.data`, which the rest of the package does not.
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
@@ -20,7 +22,7 @@ from nlzoo.program import make_parser, numbers
 if TYPE_CHECKING:
     from nlzoo.export.runtime import Runner
 
-    from nlzoo.data.kinetics import Kinetics
+    from nlzoo.data.labelled import Labelled
 
 
 # -- quantize -------------------------------------------------------------------------------
@@ -31,15 +33,15 @@ def quantize_parser() -> ArgumentParser:
     made = make_parser("", "write an int8 form of an fp32 file; accuracy before and after")
     made.add_argument("file", help="an .onnx file of nlzoo.export")
     made.add_argument("--output", required=True, help="file to write")
-    made.add_argument("--data", required=True, help="folder of videos, as nlzoo.fit takes it")
-    made.add_argument("--clips", type=int, default=64, help="of training videos, to calibrate on")
+    made.add_argument("--data", required=True, help="folder of files, as nlzoo.fit takes it")
+    made.add_argument("--clips", type=int, default=64, help="of training files, to calibrate on")
     made.add_argument("--train", default="train", help="name of the training split")
     made.add_argument("--val", default="val", help="name of the validation split")
     return made
 
 
 def quantize(options: Namespace) -> None:
-    """Calibrate on training clips; score both files on the centre clips of validation."""
+    """Calibrate on training clips (or images); score both files on validation's centres."""
     from nlzoo.export import quantize as int8
     from nlzoo.export.bench import top1
     from nlzoo.export.runtime import Runner
@@ -75,10 +77,10 @@ def bench_parser() -> ArgumentParser:
     made.add_argument("--batch", default="1", help="sizes, as in 1,8")
     made.add_argument("--threads", type=int, default=0, help="on a CPU; 0: as each runtime likes")
     made.add_argument("--rounds", type=int, default=30, help="of all in turn")
-    made.add_argument("--data", default="", help="folder of videos: top-1, too")
+    made.add_argument("--data", default="", help="folder of videos or images: top-1, too")
     made.add_argument("--val", default="val", help="name of its validation split")
     made.add_argument(
-        "--video", default="", help="file: decode, preprocess, copy, compute apart, too"
+        "--video", default="", help="or image: decode, preprocess, copy, compute apart, too"
     )
     made.add_argument("--shape", default="", help="of a network's input, as in 1,3,8,224,224")
     return made
@@ -103,7 +105,7 @@ def bench(options: Namespace) -> None:
         base = entries[0].runner
         if options.data:
             data = labelled(options.data, base, batches[0], "", options.val)
-        views = one_clip(options.video, base) if options.video else None
+        views = one_file(options.video, base) if options.video else None
         results["rows"] = measure(entries, batches, options.rounds)
         results["machine"] = machine()  # with the clocks that the work has left
         if options.data:
@@ -147,38 +149,45 @@ def refuse_overwriting(sources: Sequence[str], output: str, suffix: str) -> None
         raise ValueError(f"--output {output} is what is read; give another name")
 
 
-# -- videos ---------------------------------------------------------------------------------
+# -- videos and images ----------------------------------------------------------------------
 
 
-def labelled(folder: str, runner: "Runner", batch: int, train: str, val: str) -> "Kinetics":
-    """The videos of a folder, scaled as a network sees them at test; raises as `Kinetics`."""
+def labelled(folder: str, runner: "Runner", batch: int, train: str, val: str) -> "Labelled":
+    """The files of a folder, scaled as a network sees them at test.
+
+    Raises as `Kinetics` and `Images`.
+    """
+    from nlzoo.data.images import Images
     from nlzoo.data.kinetics import Kinetics
 
     pre = runner.preprocessing
-    data = Kinetics(
-        folder,
-        train=train,
-        val=val,
-        classes=list(pre.classes) or "",
-        frames=pre.frames,
-        stride=pre.stride,
-        fps=pre.fps,
-        crop=pre.test_crop,
-        scale=(pre.test_size, pre.test_size),
-        flip=False,
-        test_size=pre.test_size,
-        test_crop=pre.test_crop,
-        batch_size=batch,
-        workers=0,
-    )
+    shared: Any = {"train": train, "val": val, "classes": list(pre.classes) or ""}
+    shared |= {"batch_size": batch, "workers": 0}
+    data: Labelled
+    if pre.frames:
+        data = Kinetics(
+            folder,
+            frames=pre.frames,
+            stride=pre.stride,
+            fps=pre.fps,
+            crop=pre.test_crop,
+            scale=(pre.test_size, pre.test_size),
+            flip=False,
+            test_size=pre.test_size,
+            test_crop=pre.test_crop,
+            **shared,
+        )
+    else:
+        data = Images(folder, augment="none", flip=0, **shared)
+        data.preprocessing = replace(pre, crop=pre.test_crop)
     data.files("val")  # that are there
     return data
 
 
-def validation(data: "Kinetics") -> "Iterator[tuple[Tensor, Tensor, Tensor]]":
-    """Batches of centre clips with labels and indices; `data` notes what cannot be read.
+def validation(data: "Labelled") -> "Iterator[tuple[Tensor, Tensor, Tensor]]":
+    """Batches of centres with labels and indices; `data` notes what cannot be read.
 
-    The last batch is filled up, with clips that count as unreadable: a file's batch may be fixed.
+    The last batch is filled up, with what counts as unreadable: a file's batch may be fixed.
     """
     for batch in data.val_dataloader():
         clips, labels, index = data.on_before_batch_transfer(batch, 0)
@@ -187,26 +196,31 @@ def validation(data: "Kinetics") -> "Iterator[tuple[Tensor, Tensor, Tensor]]":
         yield torch.cat([clips, fill]), torch.cat([labels, none]), index
 
 
-def counted(data: "Kinetics") -> str:
-    """How many videos were looked at, in words."""
+def counted(data: "Labelled") -> str:
+    """How many files were looked at, in words."""
     bad = len(data.unreadable.keys() & set(data.files("val")))
-    return f"{data.found['val']} validation videos" + (f", {bad} unreadable" if bad else "")
+    found = f"{data.found['val']} validation {data.kind.noun}s"
+    return f"{found}, {bad} unreadable" if bad else found
 
 
-def one_clip(
-    video: str, runner: "Runner"
-) -> "tuple[Callable[[], Tensor], Callable[[Tensor], Tensor]]":
-    """What decodes the frames of a video's centre clip, and what makes the clip of them."""
+def one_file(file: str, runner: "Runner") -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
+    """What decodes a video's centre clip, or an image, and what makes a network's input of it."""
     from nlzoo.data.clips import centre_clip
+    from nlzoo.data.pictures import CentreView, Pixels, read_image
     from nlzoo.data.sampling import Sampling
     from nlzoo.data.transforms import EvalTransform
 
     pre = runner.preprocessing
-    transform = EvalTransform(pre.test_size, pre.test_crop, 1)
     sampling = Sampling(pre.frames, pre.stride, pre.fps)
+    crops, view = EvalTransform(pre.test_size, pre.test_crop, 1), CentreView(pre, crops=True)
 
-    def decode() -> "Tensor":
-        return sampling.read(video, centre_clip)[0]
+    def decode() -> Any:
+        if pre.frames:
+            return sampling.read(file, centre_clip)[0]
+        return Pixels(file, np.asarray(read_image(file)))
 
-    transform(decode())  # what is wrong is found before anything is measured
-    return decode, transform
+    def preprocess(decoded: Any) -> Tensor:
+        return crops(decoded) if pre.frames else view(decoded)[0]
+
+    preprocess(decode())  # what is wrong is found before anything is measured
+    return decode, preprocess

@@ -108,14 +108,14 @@ class Runner:
         """How pixels reach it.
 
         Raises:
-            ValueError: it is not a video network.
+            ValueError: it is no network of nlzoo.
         """
         if self.spec.preprocessing is None:
-            raise ValueError(f"{self.spec.model} is no video network")
+            raise ValueError(f"{self.spec.model} says nothing of videos or images")
         return self.spec.preprocessing
 
     def __call__(self, input: Tensor) -> Tensor:
-        """float32, of video networks also uint8 clips -> the first output, float32, see `Spec`.
+        """float32, of networks of nlzoo also uint8 -> the first output, float32, see `Spec`.
 
         Raises:
             ValueError: a shape or dtype that the file does not take.

@@ -9,14 +9,14 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import torch
-from nlzoo.export.spec import AXES, Spec
+from nlzoo.export.spec import AXES, Spec, sizes_of
 from torch import nn
 
-from nlzoo.models import MODELS, create_model, load_model
+from nlzoo.models import create_model, load_model
 from nlzoo.names import nearest
 from nlzoo.preprocessing import Preprocessing
+from nlzoo.registry import MODELS, is_timm
 from nlzoo.version import __version__
-from nlzoo.video import VideoResNet
 
 Source = str | Path | nn.Module
 
@@ -25,10 +25,11 @@ def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, 
     """A network in evaluation mode, and what it says of itself: float32, every axis free.
 
     Args:
-        source: a checkpoint of `nlzoo.fit`; a name of `nlzoo.list_models()` (random weights, always
-            the same); a network, or where one is: MODULE:OBJECT (one, or a function that returns
-            one, of random weights always the same).
-        shape: of its input; a video network's by default (2, 3, frames, test crop, test crop).
+        source: a checkpoint of `nlzoo.fit`; a name that `nlzoo.create_model` takes (random weights,
+            always the same); a network, or where one is: MODULE:OBJECT (one, or a function that
+            returns one, of random weights always the same).
+        shape: of its input; by default two clips or images of those that a network of nlzoo sees
+            at test, (2, 3, frames, test crop, test crop) or (2, 3, test crop, test crop).
 
     Raises:
         FileNotFoundError: no such checkpoint or name; gives the nearest.
@@ -37,15 +38,16 @@ def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model, name, sha256 = _load(source)
-    video = isinstance(model, VideoResNet)
-    pre = model.preprocessing if isinstance(model, VideoResNet) else None
+    own = getattr(model, "preprocessing", None)
+    pre = own if isinstance(own, Preprocessing) else None
     if pre and not shape:
-        shape = 2, 3, pre.frames, pre.test_crop, pre.test_crop
-    if len(shape) not in ((5,) if video else AXES):
-        wanted = "(batch, 3, frames, height, width)" if video else "3 to 5 numbers, batch first"
+        shape = 2, 3, *sizes_of(pre)
+    if len(shape) not in ((2 + len(sizes_of(pre)),) if pre else AXES):
+        axes = f"(batch, 3, {'frames, ' if pre and pre.frames else ''}height, width)"
+        wanted = axes if pre else "3 to 5 numbers, batch first"
         raise ValueError(f"{name}: shape {tuple(shape)} of the input: give {wanted} (--shape)")
-    if pre and shape[2:] != (pre.frames, pre.test_crop, pre.test_crop):
-        pre = _resized(pre, *shape[2:])
+    if pre and tuple(shape[2:]) != sizes_of(pre):
+        pre = _resized(pre, shape[2:])
     return model.eval(), Spec(
         model=name,
         source=str(source) if sha256 else "",
@@ -60,14 +62,13 @@ def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, 
     )
 
 
-def _resized(pre: Preprocessing, frames: int, height: int, width: int) -> Preprocessing:
-    """For clips of other sizes than it was trained for; the view stays as wide."""
+def _resized(pre: Preprocessing, sizes: Sequence[int]) -> Preprocessing:
+    """For clips or images of other sizes than it was trained for; the view stays as wide."""
+    *frames, height, width = sizes
     if height != width:
-        raise ValueError(
-            f"clips of {height} x {width} pixels: give a square, as videos are cropped"
-        )
+        raise ValueError(f"an input of {height} x {width} pixels: give a square, as crops are")
     size = round(pre.test_size * height / pre.test_crop)
-    return replace(pre, frames=frames, test_crop=height, test_size=size)
+    return replace(pre, frames=sum(frames), test_crop=height, test_size=size)
 
 
 def _load(source: Source) -> tuple[nn.Module, str, str]:
@@ -75,7 +76,7 @@ def _load(source: Source) -> tuple[nn.Module, str, str]:
     if isinstance(source, nn.Module):
         return deepcopy(source), type(source).__name__, ""
     source = str(source)
-    if source in MODELS:
+    if source in MODELS or is_timm(source):
         return create_model(source), source, ""
     if Path(source).is_file():
         model = load_model(source)

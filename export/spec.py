@@ -10,7 +10,7 @@ import onnx
 from nlzoo.preprocessing import Preprocessing
 
 KEY = "nlzoo"  # of the file's metadata
-LEAST = 224  # pixels, of clips of any size: 7 x 7 positions of the last map
+LEAST = 224  # pixels, where windows are scored at any size: 7 x 7 positions of the last map
 AXES = {  # names of the axes that may be dynamic, by the rank of the input
     3: {"batch": 0, "length": 2},
     4: {"batch": 0, "height": 2, "width": 3},
@@ -22,8 +22,8 @@ AXES = {  # names of the axes that may be dynamic, by the rank of the input
 class Spec:
     """One network as a file.
 
-    Its input is float32, or with `raw` uint8 as decoded; video networks take clips (B, 3, T, H, W),
-    normalised or raw. Its output is float32; of video networks (B, K).
+    Its input is float32, or with `raw` uint8 as decoded; networks of nlzoo take clips
+    (B, 3, T, H, W) or images (B, 3, H, W), normalised or raw. Its output is float32; theirs (B, K).
     """
 
     model: str  # name, or MODULE:OBJECT
@@ -35,7 +35,7 @@ class Spec:
     raw: bool
     shape: tuple[int, ...]  # it was exported with
     dynamic: tuple[str, ...]  # axes that may differ from it
-    preprocessing: Preprocessing | None  # None: not a video network
+    preprocessing: Preprocessing | None  # None: no network of nlzoo; images have no frames
     output: str = "logits"  # or log-probabilities
     input: str = "input"  # its name
 
@@ -46,8 +46,8 @@ class Spec:
 
     @property
     def any_size(self) -> bool:
-        """Whether it is a video network for clips of any height or width."""
-        return self.preprocessing is not None and bool({"height", "width"} & {*self.dynamic})
+        """Whether it scores the windows of clips of any height or width."""
+        return self.output == "log-probabilities"
 
     def to_json(self) -> str:
         """For the metadata."""
@@ -78,7 +78,7 @@ class Spec:
         fits = len(shape) == len(self.shape) and min(shape) > 0
         if not fits or any(shape[i] != s for i, s in enumerate(self.shape) if i not in free):
             raise ValueError(f"input has shape {shape}, wanted {self.wanted()}")
-        if self.output == "log-probabilities" and min(shape[3:]) < LEAST:
+        if self.any_size and min(shape[3:]) < LEAST:
             raise ValueError(
                 f"input has shape {shape}: clips of any size have sides of {LEAST} pixels or more"
             )
@@ -87,6 +87,11 @@ class Spec:
         """The shape in words: `(batch, 3, 32, 256, 256)`."""
         names = {position: name for name, position in self.axes.items()}
         return f"({', '.join(str(names.get(i, s)) for i, s in enumerate(self.shape))})"
+
+
+def sizes_of(pre: Preprocessing) -> tuple[int, ...]:
+    """(T, H, W) of a clip at test, or (H, W) of an image."""
+    return *([pre.frames] if pre.frames else []), pre.test_crop, pre.test_crop
 
 
 def read_onnx(path: str | Path) -> onnx.ModelProto:
@@ -138,7 +143,7 @@ def foreign_spec(file: onnx.ModelProto, preprocessing: Preprocessing) -> Spec:
     types: dict[int, bool] = {onnx.TensorProto.FLOAT: False, onnx.TensorProto.UINT8: True}
     if others or len(dims) != 5 or kind.elem_type not in types:
         raise ValueError("it is no video network: one input (B, 3, T, H, W), float32 or uint8")
-    default = 1, 3, pre.frames, pre.test_crop, pre.test_crop
+    default = 1, 3, *sizes_of(pre)
     free = [name for name, at in AXES[5].items() if not dims[at].HasField("dim_value")]
     sizes = tuple(
         d.dim_value if d.HasField("dim_value") else s for d, s in zip(dims, default, strict=True)

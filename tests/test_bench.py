@@ -152,7 +152,7 @@ def test_top1():
         (scores[:2], torch.tensor([-1, 1])),
     ]
     assert top1(lambda x: x, batches) == 3 / 4
-    with pytest.raises(ValueError, match="none of the validation clips can be read"):
+    with pytest.raises(ValueError, match="none of the validation files can be read"):
         top1(lambda x: x, [(scores, torch.full((3,), -1))])
 
 

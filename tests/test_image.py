@@ -5,6 +5,7 @@ import warnings
 import pytest
 import timm
 import torch
+from nlzoo.export.onnx import export_onnx
 
 import nlzoo
 from nlzoo.blocks import NonLocalBlock
@@ -99,6 +100,20 @@ def test_protocol_and_bit_identity(name):
     model.reset_classifier(3)
     assert model.eval()(x).shape == (2, 3)
     assert model.preprocessing.crop == model.default_cfg["input_size"][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_export(tmp_path, name):
+    """With blocks that do something, in float32."""
+    torch.manual_seed(0)
+    model = create_model(f"timm/{name}", num_classes=5, non_local="nl5").eval()
+    for norm in model.modules():
+        gamma = getattr(norm, "weight", None)
+        if gamma is not None and gamma.ndim == 1 and not gamma.any():
+            torch.nn.init.constant_(gamma, 0.1)  # scores of random networks choose single keys
+    shape = 2, 3, size(model), size(model)
+    assert export_onnx(model, tmp_path / "m.onnx", shape=shape).relative_l2 <= 1e-5
 
 
 def test_what_timm_can_do(tmp_path):

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -16,9 +17,12 @@ from nlzoo.export.runtime import Runner
 from test_export import checkpoint, clips
 from torch import nn
 
+from nlzoo import create_model
 from nlzoo.data.decode import write_video
+from nlzoo.data.sample_images import make_images
+from nlzoo.models import save_model
 from nlzoo.program import run
-from nlzoo.watch import score_video, watch
+from nlzoo.watch import score_image, score_video, watch
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +148,33 @@ def test_files_of_others_run_with_what_is_told(files, video, tmp_path, capsys):
         program.main(["run", str(tmp_path / "foreign.onnx"), str(video), "--clip", "8"])
 
 
+def test_images(tmp_path, capsys):
+    """The same programs: of an image, and of class folders of them."""
+    data = make_images(tmp_path / "set", train=8, val=4)
+    image = next((data / "val" / "same").iterdir())
+    own = create_model("resnet8_cifar10").preprocessing
+    seen = replace(own, test_size=40, classes=("different", "same"))
+    torch.manual_seed(0)
+    model = create_model("resnet8_cifar10_nl2", num_classes=2, preprocessing=seen).eval()
+    save_model(model, tmp_path / "m.safetensors")
+    source, path = str(tmp_path / "m.safetensors"), str(tmp_path / "m.onnx")
+    program.main(["onnx", source, "--output", path])
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == f"Next: python -m nlzoo.export run {path} IMAGE"
+    found, scores = answers(capsys, path, image), score_image(model, image).tolist()
+    assert found == pytest.approx(dict(zip(seen.classes, scores, strict=True)), abs=1e-5)
+
+    whole = ("--data", str(data), "--output")
+    program.main(["quantize", path, *whole, str(tmp_path / "q.onnx"), "--clips", "4"])
+    assert "on 4 validation images" in capsys.readouterr().out
+    short = ("--rounds", "6", "--threads", "1", "--video", str(image))
+    program.main(["bench", source, path, *short, *whole, str(tmp_path / "b.json")])
+    rows = json.loads((tmp_path / "b.json").read_text())
+    assert {row["stage"] for row in rows["stages"]} >= {"decode", "preprocess", "compute"}
+
+
 class Two(nn.Module):
-    """Not a video network."""
+    """No network of nlzoo."""
 
     def forward(self, x):
         return x * 2.0
@@ -154,7 +183,7 @@ class Two(nn.Module):
 def test_networks_without_preprocessing_say_so(tmp_path):
     export_onnx(Two(), tmp_path / "m.onnx", shape=(2, 3, 4))
     with Runner(tmp_path / "m.onnx") as runner:
-        with pytest.raises(ValueError, match="Two is no video network"):
+        with pytest.raises(ValueError, match="Two says nothing of videos or images"):
             watch(runner, "v.mp4", 1, 1)
         assert torch.equal(runner(torch.ones(5, 3, 4)), torch.full((5, 3, 4), 2.0))
 
