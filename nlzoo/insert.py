@@ -234,10 +234,9 @@ def _measure(model: nn.Module, places: dict[str, nn.Module], example: Any) -> di
     finally:
         for handle in handles:
             handle.remove()
-    found = {name: _only(name, outputs) for name, outputs in seen.items()}
     if isinstance(model, FoldedNetwork):
-        return {name: model.fold.unfold(output) for name, output in found.items()}
-    return found
+        return {n: model.fold.unfold(_only(n, outputs, 4, 4)) for n, outputs in seen.items()}
+    return {n: _only(n, outputs, 3, 5) for n, outputs in seen.items()}
 
 
 def _run(model: nn.Module, arguments: tuple[Any, ...], seen: dict[str, list[Any]]) -> None:
@@ -273,15 +272,17 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from module.named_buffers(name, recurse=False, remove_duplicate=False)
 
 
-def _only(name: str, outputs: list[Any]) -> Tensor:
+def _only(name: str, outputs: list[Any], least: int, most: int) -> Tensor:
+    """The one output of a place, of a rank in this range."""
     if not outputs:
         raise ValueError(f"place {name!r} is not on the path of the example: it was never called")
     if len(outputs) > 1:
         raise ValueError(f"place {name!r} is called {len(outputs)} times a pass; choose another")
     out = outputs[0]
-    if not isinstance(out, Tensor) or out.ndim not in (3, 4, 5):
+    if not isinstance(out, Tensor) or not least <= out.ndim <= most:
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(f"place {name!r} must return one tensor (B, C, *S) of rank 3 to 5: {got}")
+        ranks = f"{least} to {most}" if most > least else least
+        raise ValueError(f"place {name!r} must return one tensor (B, C, *S) of rank {ranks}: {got}")
     return out
 
 

@@ -186,8 +186,12 @@ def test_where_a_position_looks():
 
 
 def test_places_that_are_no_maps():
-    with pytest.raises(ValueError, match=r"'fc' must return one tensor \(B, C, \*S\)"):
+    with pytest.raises(ValueError, match=r"'fc' must return one tensor \(B, C, \*S\) of rank 4"):
         nlzoo.insert_non_local(small(non_local=None), "fc")
+    with torch.device("meta"):
+        tokens = create_model("c2d/vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match=r"of rank 4: shape \(8, 197, 192\)"):
+        nlzoo.insert_non_local(tokens, "blocks:1")
 
 
 # -- shifts -------------------------------------------------------------------------------------
