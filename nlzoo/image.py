@@ -13,6 +13,10 @@ from nlzoo.names import check_choice, nearest
 from nlzoo.preprocessing import Normalize, Preprocessing
 from nlzoo.residual import residual_branches
 
+TOKENS = (
+    "{} passes tokens (B, N, C) or maps (B, H, W, C) on, which are mixed already: non-local blocks "
+    "go into networks of maps (B, C, H, W)"
+)
 PATTERNS = ("nl1", "nl5", "nl10")
 STRIDES = {1: 4, 2: 8, 3: 16, 4: 32}  # of the stages res2 to res5, as timm's feature_info has them
 
@@ -72,21 +76,27 @@ def clip_model(
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    architecture = name.split(".")[0]
+    architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         raise ValueError(f"timm has no model {name!r}{nearest(architecture, timm.list_models())}")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        raise ValueError(f"timm has no weights {name!r}{nearest(name, tagged)}")
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
         raise ValueError(f"timm/{name}: {error}") from error
     except (OSError, RuntimeError) as error:  # of the Hub's client; some are neither's subclass
+        if not pretrained:
+            raise ValueError(f"timm/{name}: {error}") from error
         raise OSError(
             f"cannot download the weights of timm/{name} ({type(error).__name__}); without them: "
             'pretrained: "" in the recipe, or --task.pretrained ""'
         ) from error
-    head, classes = model.get_classifier(), options.get("num_classes")
+    classes = options.get("num_classes")
     loaded = pretrained and classes == model.pretrained_cfg.get("num_classes")
-    if classes and not loaded and isinstance(head, nn.Linear):  # timm: up to N(0, 0.4)
+    head = model.get_classifier() if classes and not loaded else None
+    if isinstance(head, nn.Linear):  # timm: up to N(0, 0.4)
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
     return model
@@ -149,16 +159,14 @@ def places_for(model: nn.Module, words: str) -> str:
         model: of timm.
         words: nl1, nl5 or nl10, the paper's (section 4.1) by stage: right before the last block of
             stage 3; two in stage 2 and three in stage 3, evenly; all of both, at most 4 and 6.
-            Or places, where `before_last:3` stands for right before the last block of stage 3.
+            Or places, where `before_last:3` stands for right before the last block of stage 3. A
+            stage that timm does not divide into blocks has one place, its end.
 
     Raises:
         ValueError: a transformer; a stage that the network has not, or has too few blocks in.
     """
     if hasattr(model, "num_prefix_tokens") or getattr(model, "output_fmt", "NCHW") != "NCHW":
-        raise ValueError(
-            f"{type(model).__name__} passes tokens (B, N, C) or maps (B, H, W, C) on, which attend "
-            "to each other already: non-local blocks go into networks of maps (B, C, H, W)"
-        )
+        raise ValueError(TOKENS.format(type(model).__name__))
     if words == "nl1":
         words = "before_last:3"
     if words in PATTERNS:
@@ -174,7 +182,9 @@ def _before_last(model: nn.Module, word: str) -> str:
         return word
     check_choice("stage", number, map(str, STRIDES))
     name, blocks = _stage(stages(model), int(number))
-    if blocks < 2:
+    if not blocks:
+        return name
+    if blocks == 1:
         raise ValueError(f"stage {number} ({name}) has {blocks} block: nothing is before its last")
     return f"{name}:{blocks - 2}"
 

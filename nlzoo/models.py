@@ -14,7 +14,7 @@ from torch import nn
 
 from nlzoo.files import whole_file
 from nlzoo.folded import FoldedNetwork
-from nlzoo.image import image_model, places_for
+from nlzoo.image import TOKENS, image_model, places_for
 from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice, nearest
@@ -268,7 +268,7 @@ def _build_timm(
     model: Any = build(timm_name, pretrained=bool(given and not file), **classes, **arch)
     if file and isinstance(model, FoldedNetwork):
         file = file.below("backbone")
-    if not classes:
+    if file and not classes:
         _set_classes(model, file, None)
     _set_preprocessing(model, file, preprocessing)
     _insert(model, name, non_local)
@@ -339,9 +339,9 @@ def _insert(model: Network, name: str, non_local: str | dict[str, Any] | None) -
             f"{name} with non_local={non_local!r} has no place for a block; name places, as in "
             '"res3:1,3 res4:1,3,5", or leave non_local out'
         )
-    if is_timm(name) and isinstance(places, str):
-        host = model.backbone if isinstance(model, FoldedNetwork) else model
-        places = places_for(host, places)
+    host = model.backbone if isinstance(model, FoldedNetwork) else model
+    if is_timm(name):
+        places = places_for(host, places if isinstance(places, str) else " ".join(places))
     tokens = places.split() if isinstance(places, str) else places
     stages = {k: options.pop(k) for k, v in list(options.items()) if isinstance(v, dict)}
     for stage in stages:
@@ -349,7 +349,10 @@ def _insert(model: Network, name: str, non_local: str | dict[str, Any] | None) -
     for stage in dict.fromkeys(_stage_of(token) if stages else "" for token in tokens):
         here = [token for token in tokens if not stages or _stage_of(token) == stage]
         own = {**options, **stages.get(stage, {})}
-        insert_non_local(model, " ".join(here) if isinstance(places, str) else here, **own)
+        where = " ".join(here) if isinstance(places, str) else here
+        for block in insert_non_local(model, where, **own).blocks:
+            if is_timm(name) and (len(block.shape) < 4 or block.shape[-2] != block.shape[-1]):
+                raise ValueError(TOKENS.format(type(host).__name__))  # of square images
     if isinstance(model, VideoResNet):
         model.to(memory_format=torch.channels_last_3d)
 

@@ -100,14 +100,13 @@ class Classification(LightningModule):
                 norm.requires_grad_(False)
         if compile:
             self.model.compile()
-        self.recipe = ""  # text of the effective recipe, kept in checkpoints
-        k = self.model.num_classes
+        self.recipe, k = "", self.model.num_classes  # text of the effective recipe, for checkpoints
         if (mixup or cutmix) and self.preprocessing.frames:
             raise ValueError("mixup and cutmix mix images, the data are videos: leave them out")
         if bn == "precise" and train != "all":
             raise ValueError(f"bn: precise re-estimates what train: {train} keeps: give bn: frozen")
-        self.smoothing = label_smoothing
-        self.loss = F.binary_cross_entropy_with_logits if loss == "bce" else F.cross_entropy
+        self.smoothing, bce = label_smoothing, F.binary_cross_entropy_with_logits
+        self.loss = bce if loss == "bce" else F.cross_entropy
         self.mix = _mix(mixup, cutmix, k)
         top1 = MulticlassAccuracy(k, average="micro")
         self.running: Any = nn.ModuleDict({"loss": MeanMetric(), "top1": top1})  # of this epoch
