@@ -196,8 +196,7 @@ def _place(model: nn.Module, name: str) -> nn.Module:
     module = _submodule(model, name)
     if hasattr(module, CHILD):
         raise ValueError(f"place {name!r} has a non-local block already")
-    own_forward = type(module).forward is not nn.Sequential.forward
-    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and own_forward:
+    if type(module).forward is nn.Module.forward:  # a list or dict, which is never called
         raise ValueError(f"place {name!r} is a container; name one of its children")
     return module
 
