@@ -304,6 +304,22 @@ def test_weights_of_images(tmp_path):
         create_model("c2d/resnet34", pretrained=tmp_path / file)
 
 
+@pytest.mark.parametrize("name", ["resnet18_nl1", "c2d/resnet18"])
+def test_weights_that_timm_downloads(monkeypatch, name):
+    """The download itself is left out here."""
+    asked, create = [], timm.create_model
+
+    def fake(model, pretrained=False, **options):
+        asked.append((model, pretrained))
+        return create(model, **options)
+
+    monkeypatch.setattr(timm, "create_model", fake)
+    create_model(name, pretrained=True)
+    create_model(name, pretrained="timm/resnet18.tv_in1k")
+    create_model(name)
+    assert asked == [("resnet18", True), ("resnet18.tv_in1k", True), ("resnet18", False)]
+
+
 @pytest.mark.parametrize("name", ["timm/resnet18", "resnet18_nl1", "c2d/resnet18"])
 def test_weights_know_their_range(name):
     """The data say sizes and classes, the weights mean and deviation."""

@@ -165,6 +165,15 @@ def test_blocks_by_argument() -> None:
     assert blocks_of(tiny("c2d_r18_nl5", non_local={"scale": 1.0})) == ["res3.1", "res4.1"]
 
 
+@pytest.mark.parametrize(("depth", "before"), [(8, 0), (20, 1), (32, 3), (44, 5), (56, 7)])
+def test_blocks_for_cifar(depth: int, before: int) -> None:
+    """Right before the last residual block of stages 2 and 3, where there is more than one."""
+    model = create_model(f"resnet{depth}_cifar10_nl2", width=4)
+    assert blocks_of(model) == [f"layer2.{before}", f"layer3.{before}"]
+    assert len(model.layer3) == (depth - 2) // 6 == max(before + 2 * (depth > 8), 1)
+    assert model.layer3[before].non_local.form == "embedded_gaussian"
+
+
 def test_defaults() -> None:
     with torch.device("meta"):
         model = create_model("i3d_r50_nl5")
