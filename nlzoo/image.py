@@ -9,6 +9,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from nlzoo.folded import FoldedNetwork
+from nlzoo.insert import runs_children
 from nlzoo.names import check_choice, nearest
 from nlzoo.preprocessing import Normalize, Preprocessing
 from nlzoo.residual import residual_branches
@@ -147,9 +148,20 @@ def stages(model: nn.Module) -> dict[int, Stage]:
             name = by_stride[stride]
             inner = f"{name}.blocks"  # of ConvNeXt and others
             name = inner if inner in modules else name
+            if runs_children(modules[name]):  # of DenseNet
+                name = _next(modules, name)
             blocks = len(modules[name]) if isinstance(modules[name], nn.Sequential) else 0
             found[number] = Stage(name, blocks)
     return found
+
+
+def _next(modules: dict[str, nn.Module], name: str) -> str:
+    """The module that sees the output of this one, in the order of their definition."""
+    names = list(modules)
+    for one in names[names.index(name) + 1 :]:
+        if not one.startswith(f"{name}.") and not isinstance(modules[one], nn.Sequential):
+            return one
+    raise ValueError(f"nothing follows {name}")
 
 
 def places_for(model: nn.Module, words: str) -> str:

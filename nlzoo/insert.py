@@ -196,9 +196,15 @@ def _place(model: nn.Module, name: str) -> nn.Module:
     module = _submodule(model, name)
     if hasattr(module, CHILD):
         raise ValueError(f"place {name!r} has a non-local block already")
-    if type(module).forward is nn.Module.forward:  # a list or dict, which is never called
+    if runs_children(module):
         raise ValueError(f"place {name!r} is a container; name one of its children")
     return module
+
+
+def runs_children(module: nn.Module) -> bool:
+    """Whether it is a container that would take a block for one more of its children."""
+    own_forward = type(module).forward is not nn.Sequential.forward
+    return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and own_forward
 
 
 def _guess(model: nn.Module) -> Tensor:
