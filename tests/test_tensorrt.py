@@ -71,9 +71,9 @@ def test_every_dynamic_input_has_a_range(tmp_path):
 
 def test_clips_of_any_size_have_a_least_one(tmp_path):
     path = relu(tmp_path / "m.onnx", ("batch", 3, 8, "height", "width"))
-    file, pre = onnx.load(path), {"preprocessing": {"frames": 8}}
-    spec = Spec("m", "", "", "", "0", "fp32", True, (2, 3, 8, 224, 224), ("height",), None)
-    file.metadata_props.add(key=KEY, value=json.dumps(json.loads(spec.to_json()) | pre))
+    file, shape = onnx.load(path), (2, 3, 8, 224, 224)
+    spec = Spec("m", "", "", "", "0", "fp32", True, shape, ("height",), None, "log-probabilities")
+    file.metadata_props.add(key=KEY, value=spec.to_json())
     with pytest.raises(ValueError, match="heights and widths of this file start at 224 pixels"):
         choose_profiles(file, ["input=1x3x8x64x224:1x3x8x224x224:1x3x8x224x224"])
 
