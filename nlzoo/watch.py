@@ -29,10 +29,6 @@ class Watcher(Protocol):
     def preprocessing(self) -> Preprocessing:
         """What a clip is, or an image."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where they go."""
-
     def __call__(self, clip: Tensor) -> Tensor:
         """uint8 clips (B, 3, T, H, W) or images (B, 3, H, W) -> (B, K) whose softmax counts."""
 
@@ -75,7 +71,7 @@ def score_image(model: Watcher, image: Picture) -> Tensor:
         Unreadable: it is no image, or damaged.
     """
     view, _ = CentreView(model.preprocessing, crops=True)(image)
-    return model(view.to(model.device)).double().softmax(1)[0].cpu()
+    return model(view.to(_device(model))).double().softmax(1)[0].cpu()
 
 
 @torch.inference_mode()
@@ -106,7 +102,7 @@ def score_video(
     for k in range(clips):
         view, new = read(video, k)
         damage = new or damage
-        total = total + model(view.to(model.device)).double().softmax(1).sum(0).cpu()
+        total = total + model(view.to(_device(model))).double().softmax(1).sum(0).cpu()
     return total / (clips * crops), damage
 
 
@@ -144,7 +140,7 @@ def look_at_video(model: "Network", video: Source, picture: Path, at: At | None 
     if at:
         frame = min(range(len(numbers)), key=lambda i: abs(numbers[i] - at[0]))
         query = frame, at[2] * small.shape[2] // size[2], at[1] * small.shape[3] // size[1]
-    clip = small.transpose(0, 1)[None].to(model.device)
+    clip = small.transpose(0, 1)[None].to(_device(model))
     looks = look(model, clip, query)
     draw(looks, small.permute(0, 2, 3, 1), picture, numbers=numbers)
     frame, y, x = looks[0].at
@@ -175,9 +171,15 @@ def look_at_image(model: "Network", image: Picture, picture: Path, at: At | None
         raise ValueError(f"{image}: X,Y = {at} is outside of its {whole.size}")
     small = pil_to_tensor(resize_image(whole, model.preprocessing))
     y, x = (a * s // w for a, s, w in zip(at[::-1], small.shape[1:], whole.size[::-1], strict=True))
-    looks = look(model, small[None].to(model.device), (0, y, x))
+    looks = look(model, small[None].to(_device(model)), (0, y, x))
     draw(looks, small.permute(1, 2, 0)[None], picture)
     return at
+
+
+def _device(model: Any) -> torch.device:
+    """Where its input goes: a runner says it, a network's parameters are there."""
+    said: torch.device | None = getattr(model, "device", None)
+    return said or next(model.parameters()).device
 
 
 def _name(video: Source) -> str:

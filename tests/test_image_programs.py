@@ -70,6 +70,22 @@ def test_predict_reads_tar_files(images, run, tmp_path, capsys):
     assert packed["top"] == plain["top"]
 
 
+def test_networks_of_timm_are_asked_and_looked_at(images, tmp_path, capsys):
+    timm = (
+        "--task.model",
+        "timm/resnet10t",
+        "--task.non_local.places",
+        "layer2:0",
+        "--task.arch",
+        "{}",
+    )
+    argv = options(images, tmp_path / "run", *timm, "--trainer.max_steps", "1")
+    fit.main([argument for argument in argv if argument not in ("--task.arch.width", "4")])
+    argv = ["--checkpoint", str(tmp_path / "run/checkpoints/last.ckpt")]
+    predict.main([*argv, str(images / "val/same/000003.png"), "--look", str(tmp_path / "x.png")])
+    assert "x.png: where 32,32 looks" in capsys.readouterr().out
+
+
 def test_one_folder_is_tested_on_the_part_that_was_kept(images, tmp_path):
     shutil.copytree(images / "train", tmp_path / "set")
     fit.main(options(tmp_path / "set", tmp_path / "run", "--trainer.max_epochs", "1"))
