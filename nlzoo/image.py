@@ -92,7 +92,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             raise ValueError(f"timm/{name}: {error}") from error
         raise OSError(
             f"cannot download the weights of timm/{name} ({type(error).__name__}); without them: "
-            'pretrained: "" in the recipe, or --task.pretrained ""'
+            "pretrained: false in the recipe, or --task.pretrained false"
         ) from error
     classes = options.get("num_classes")
     loaded = pretrained and classes == model.pretrained_cfg.get("num_classes")

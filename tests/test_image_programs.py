@@ -70,6 +70,15 @@ def test_predict_reads_tar_files(images, run, tmp_path, capsys):
     assert packed["top"] == plain["top"]
 
 
+@pytest.mark.parametrize("frozen", [("--task.train", "head"), ("--task.bn", "frozen")])
+def test_frozen_statistics_stay(images, tmp_path, frozen):
+    fit.main(options(images, tmp_path, *frozen, "--trainer.max_epochs", "1"))
+    state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    counts = {name: int(t) for name, t in state.items() if name.endswith("num_batches_tracked")}
+    assert {count for name, count in counts.items() if "non_local" not in name} == {0}
+    assert {count for name, count in counts.items() if "non_local" in name} == {3}
+
+
 def test_networks_of_timm_are_asked_and_looked_at(images, tmp_path, capsys):
     timm = (
         "--task.model",

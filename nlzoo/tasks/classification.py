@@ -119,6 +119,7 @@ class Classification(LightningModule):
     def on_fit_start(self) -> None:
         """Remember the seed that the program set; nothing can be mixed in a batch of one."""
         self.seed = torch.initial_seed()
+        self.train()  # Lightning leaves modes as they are; what is frozen has to be in its own
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.mix and data.batch_size < 2:
             raise ValueError("mixup and cutmix mix the files of a batch: data.batch_size 1 has one")
