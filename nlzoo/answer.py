@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from nlzoo.data.decode import VIDEO_SUFFIXES
 from nlzoo.data.layouts import find_videos
-from nlzoo.data.pictures import find_images
+from nlzoo.data.pictures import SUFFIXES, find_images
 from nlzoo.preprocessing import Unreadable
 
 Answer = dict[str, Any]  # of `watch`
@@ -26,7 +27,14 @@ def find_all(given: Sequence[str], images: bool) -> list[Any]:
 
     Raises:
         FileNotFoundError: nothing in any of them.
+        ValueError: one is of the other kind, by its suffix.
     """
+    wants, other = ("sees images", "a video") if images else ("watches videos", "an image")
+    others = VIDEO_SUFFIXES - SUFFIXES if images else {".tar", *SUFFIXES} - VIDEO_SUFFIXES
+    for path in map(Path, given):
+        if path.suffix.lower() in others and not path.is_dir():
+            what = "a tar file of images" if path.suffix == ".tar" else other
+            raise ValueError(f"this network {wants}, {path} is {what}")
     inside: Callable[[Path], Iterable[Any]] = (
         find_images if images else partial(find_videos, top=False)
     )
@@ -37,7 +45,8 @@ def find_all(given: Sequence[str], images: bool) -> list[Any]:
     )
     if files := list(chain.from_iterable(found)):
         return files
-    raise FileNotFoundError(f"no {'image' if images else 'video'} in {', '.join(given)}")
+    kind = "image" if images else "video"
+    raise FileNotFoundError(f"no {kind} in {', '.join(given)}, and this network {wants}")
 
 
 def answer(files: Sequence[Any], watch: Callable[[Any], Answer], as_json: bool) -> None:

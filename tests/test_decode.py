@@ -226,6 +226,8 @@ def broken(tmp_path, kind):
         path.touch()
     elif kind == "text":
         path.write_text("This is not a video.\n" * 50)
+    elif kind == "picture":
+        Image.new("RGB", (64, 64)).save(path, "png")
     elif kind == "truncated":  # the index at the end is lost
         write_video(path, torch.zeros(9, 64, 64, 3, dtype=torch.uint8), 8)
         path.write_bytes(path.read_bytes()[:900])
@@ -238,7 +240,7 @@ def broken(tmp_path, kind):
     return path
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "audio", "absent"])
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "audio", "picture", "absent"])
 def test_unreadable_files_raise_one_line_with_the_path(tmp_path, kind):
     path = broken(tmp_path, kind)
     for use in (probe, lambda p: read_frames(p, [0]), lambda p: list(iter_frames(p))):

@@ -174,6 +174,8 @@ class VideoFile:
         stream = self._container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic:
             raise Unreadable(f"{self.name}: holds no video stream")
+        if self._container.format.name.endswith("_pipe"):  # FFmpeg's readers of single pictures
+            raise Unreadable(f"{self.name}: an image, not a video")
         stream.codec_context.thread_count = 1
         self._stream = stream
         self._context: Any = stream.codec_context  # its stubs lack decode()
