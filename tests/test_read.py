@@ -71,6 +71,16 @@ def test_truncated(tmp_path: Path, kind: str) -> None:
             read_checkpoint(written(tmp_path, data[:length]))
 
 
+def test_damaged_bytes_inside(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.zeros(1000)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(bytes(4000)) + 2000] = 1  # one bit of a weight
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="the bytes of its entry 'w/data/0' are damaged"):
+        read_checkpoint(path)
+
+
 def test_metadata(tmp_path: Path) -> None:
     told = {"classes": '["a"]'}
     path = written(tmp_path, safetensors.torch.save(STATE, told))

@@ -28,7 +28,7 @@ def read_torch(file: BinaryIO, size: int) -> Any:
 
     Raises:
         Refused: it holds anything but tensors, numbers of numpy, plain values and containers.
-        Malformed: it claims more bytes than it has.
+        Malformed: it claims more bytes than it has, or they are not those of its checksums.
     """
     (_check_zip if file.read(4) == ZIP else _check_legacy)(file, size)
     file.seek(0)
@@ -150,6 +150,8 @@ def _check_zip(file: BinaryIO, size: int) -> None:
         folders = (e for e in entries if e.filename.endswith("/") or e.external_attr & 0x10)
         if any(folder.file_size for folder in folders):
             raise Malformed("one of its folders has bytes")  # torch would leave them unset
+        if bad := archive.testzip():  # torch does not look at checksums
+            raise Malformed(f"the bytes of its entry {bad[-40:]!r} are damaged")
     file.seek(0)
     reader = torch._C.PyTorchFileReader(file)  # reads names as torch.load will
     if "data.pkl" not in reader.get_all_records():
