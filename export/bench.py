@@ -227,12 +227,14 @@ def top1(network: Callable[[Tensor], Tensor], batches: Iterable[Any]) -> float:
         batches: (clips, labels (B,), ...), as the loaders of `nlzoo.data` give them.
 
     Raises:
-        ValueError: there is no readable clip.
+        ValueError: there is no readable clip; scores that are NaN.
     """
     right = total = 0
     for clips, labels, *_ in batches:
-        readable = labels != UNREADABLE
-        right += int((network(clips).argmax(1).cpu() == labels)[readable].sum())
+        readable, scores = labels != UNREADABLE, network(clips).cpu()
+        if not scores.isfinite().all():
+            raise ValueError("the network's scores are not numbers, but NaN or infinite")
+        right += int((scores.argmax(1) == labels)[readable].sum())
         total += int(readable.sum())
     if total == 0:
         raise ValueError("none of the validation files can be read")

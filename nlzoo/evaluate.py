@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 from nlzoo.cli import build, merge, parse, recipe_parser
 from nlzoo.program import asks_for_help, run
 from nlzoo.report import write_report
+from nlzoo.watch import check_scores
 from nlzoo.weights.load import check_fits
 from nlzoo.weights.read import read_checkpoint
 
@@ -43,7 +44,14 @@ def main(argv: Sequence[str]) -> None:
     except SystemExit as error:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from error
     if trainer.is_global_zero:
+        check_results(task, data)
         write_report(checkpoint, task, data, trainer)
+
+
+def check_results(task: Any, data: Any) -> None:
+    """Raise ValueError for a file whose scores are NaN."""
+    for file, result in zip(data.files("test"), task.test_results, strict=True):
+        check_scores(file, result[2:])
 
 
 def parser() -> ArgumentParser:

@@ -39,12 +39,13 @@ def watch(
     """The five classes of the highest mean score, what is damaged, and `picture` if one is named.
 
     Plain values, as `nlzoo.predict --json` prints them. `clips` and `crops` are of videos. Raises
-    as `score_video`, `score_image`, `look_at_video` and `look_at_image`.
+    as `score_video`, `score_image`, `check_scores`, `look_at_video` and `look_at_image`.
     """
     videos = bool(model.preprocessing.frames)
     scores, damage = (
         score_video(model, file, clips, crops) if videos else (score_image(model, file), "")
     )
+    check_scores(file, scores)
     names = model.preprocessing.classes or [str(k) for k in range(len(scores))]
     best, index = scores.topk(min(5, len(scores)))
     top = [{"class": names[k], "score": s} for k, s in zip(index, best.tolist(), strict=True)]
@@ -57,6 +58,15 @@ def watch(
         names = ("frame", "x", "y") if videos else ("x", "y")
         result["look"] = {"picture": picture, **dict(zip(names, found, strict=True))}
     return result
+
+
+def check_scores(file: Any, scores: Tensor) -> None:
+    """Raise ValueError where scores (K,) are NaN, which no class is the highest of."""
+    if not scores.isfinite().all():
+        raise ValueError(
+            f"{file}: the network's scores are not numbers: its weights have NaN or infinite "
+            "values, or ones too large; give an earlier checkpoint"
+        )
 
 
 @torch.inference_mode()

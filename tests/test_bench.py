@@ -154,6 +154,8 @@ def test_top1():
     assert top1(lambda x: x, batches) == 3 / 4
     with pytest.raises(ValueError, match="none of the validation files can be read"):
         top1(lambda x: x, [(scores, torch.full((3,), -1))])
+    with pytest.raises(ValueError, match="the network's scores are not numbers"):
+        top1(lambda x: x / 0, batches)
 
 
 def test_stages(files):

@@ -60,6 +60,19 @@ def test_fit_evaluate_and_predict_agree(images, run, tmp_path, capsys):
             assert float(rows[one["file"]][top["class"]]) == pytest.approx(top["score"], abs=1e-6)
 
 
+def test_scores_that_are_no_numbers_are_refused(images, run, tmp_path):
+    stored = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    stored["state_dict"]["model.conv1.weight"][0] = torch.nan
+    torch.save(stored, tmp_path / "nan.ckpt")
+    argv = ["--checkpoint", str(tmp_path / "nan.ckpt")]
+    for main, more in ((evaluate.main, ()), (predict.main, (str(images / "val"),))):
+        with (
+            pytest.warns(UserWarning, match="NaN or infinite"),
+            pytest.raises(ValueError, match="png: the network's scores are not numbers"),
+        ):
+            main([*argv, *more])
+
+
 def test_predict_reads_tar_files(images, run, tmp_path, capsys):
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         tar.add(images / "val/same/000003.png", "a/b.png")
