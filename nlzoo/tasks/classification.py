@@ -19,6 +19,7 @@ from nlzoo.network import Network
 from nlzoo.preprocessing import UNREADABLE, Normalize, Preprocessing
 from nlzoo.registry import places_of
 from nlzoo.tasks.optim import build_optimizer, build_schedule, freeze, host_norms, parameter_groups
+from nlzoo.tasks.recompute import recompute_
 from nlzoo.tasks.scores import ViewScores, accuracies
 from nlzoo.version import __version__
 
@@ -54,6 +55,8 @@ class Classification(LightningModule):
         mixup: float = 0.0,
         cutmix: float = 0.0,
         compile: bool = False,
+        activation_checkpointing: list[str] | None = None,
+        reference_batch: int = 0,
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
         """Build the network.
@@ -82,6 +85,9 @@ class Classification(LightningModule):
             mixup: alpha of Mixup (arXiv 1710.09412); 0: none.
             cutmix: alpha of CutMix (arXiv 1905.04899); 0: none. With both, a coin chooses.
             compile: run the network through torch.compile.
+            activation_checkpointing: stages ("res2") whose blocks are run again in the backward
+                pass instead of kept: less memory, more time, the same gradients.
+            reference_batch: samples an iteration, over all devices, that `lr` is for; 0: any.
             preprocessing: filled from the data: class names, and what else they fix.
 
         Raises:
@@ -98,6 +104,7 @@ class Classification(LightningModule):
         if bn == "frozen":
             for norm in host_norms(self.model):
                 norm.requires_grad_(False)
+        recompute_(self.model, activation_checkpointing or ())
         if compile:
             self.model.compile()
         self.recipe, k = "", self.model.num_classes  # text of the effective recipe, for checkpoints
