@@ -6,6 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
+
+
+class Packed(Protocol):
+    """A file inside another one, as in a tar file; `str` is its path."""
+
+    def read_bytes(self) -> bytes:
+        """All of it; an error here is of what it lies in."""
 
 
 def cache_folder() -> Path:

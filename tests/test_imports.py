@@ -46,6 +46,8 @@ OTHERS = {
     "torchvision": {"detection", "tasks", "data", "watch"},
     "av": {"data.decode", "data.prepare"},
     "torchcodec": {"data.decode"},
+    "litdata": {"data.chunks", "data.stream"},
+    "botocore": {"data.chunks"},
     "jsonargparse": {
         "program",
         "cli",
@@ -53,6 +55,7 @@ OTHERS = {
         "evaluate",
         "predict",
         "data.prepare",
+        "data.stream",
         "weights.__main__",
     },
     "onnx": set(),

@@ -24,10 +24,10 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 from torch import Tensor
 
-from nlzoo.files import whole_file
+from nlzoo.files import Packed, whole_file
 from nlzoo.preprocessing import Unreadable
 
-Source = str | Path | bytes
+Source = str | Path | bytes | Packed
 VIDEO_SUFFIXES = frozenset(
     (
         ".mp4",
@@ -66,7 +66,8 @@ def probe(source: Source) -> Video:
     """Length, rate and upright size of a video. Decodes one frame.
 
     Args:
-        source: path of a file or of a folder of JPEG or PNG frames, or the bytes of a file.
+        source: path of a file or of a folder of JPEG or PNG frames, the bytes of a file, or a
+            file inside another one.
 
     Raises:
         Unreadable: the file is missing, holds no video, or no frame can be decoded.
@@ -105,7 +106,7 @@ def iter_frames(source: Source) -> Iterator[av.VideoFrame]:
 
 def open_video(source: Source) -> "VideoFile | FrameFolder":
     """A file or a folder of frames, to be closed after use (`with`)."""
-    if not isinstance(source, bytes) and Path(source).is_dir():
+    if isinstance(source, str | Path) and Path(source).is_dir():
         return FrameFolder(source)
     return VideoFile(source)
 
@@ -153,6 +154,8 @@ class VideoFile:
         self.damage = ""  # "28 of 50 frames are good: ...", once that is known
         self.rotation = 0  # known after the first read
         self._source = source
+        if not isinstance(source, str | Path | bytes):
+            self._source = source.read_bytes()  # what fails here is not the video
         self._to_rgb = VideoReformatter()
         try:
             self._open()

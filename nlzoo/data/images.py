@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,7 +101,7 @@ class Images(Labelled):
     def _splits_of(
         self, path: str, names: Names, classes: str | list[str], val_share: float
     ) -> tuple[list[str], dict[str, Split]]:
-        files = Files(Path(path), IMAGES)
+        files = Files(path, IMAGES)
         try:
             rows = read_splits(files, names)
         except FileNotFoundError:
@@ -114,8 +115,7 @@ class Images(Labelled):
         found = read_classes(files.root, classes, next(iter(rows.values())))
         splits = {split: to_split(some, found) for split, some in rows.items()}
         return found, {
-            split: Split(tuple(files.paths.get(f, f) for f in s.files), s.labels, s.missing)
-            for split, s in splits.items()
+            split: replace(some, files=files.sources(some.files)) for split, some in splits.items()
         }
 
     def train_dataloader(self) -> TrainLoader:

@@ -1,7 +1,7 @@
 """Kinetics-400, -600, -700 and any other set of labelled videos, as a Lightning data module."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -88,11 +88,12 @@ class Kinetics(Labelled):
         self._test_transform = EvalTransform(test_size, test_crop, crops)
         self.clips, self.views = clips, f"{clips} clips x {crops} crops"
         names = {"train": train, "val": val, "test": test or val}
-        files = Files(Path(path))
+        files = Files(path)
         rows = read_splits(files, names)
         self.classes = read_classes(files.root, classes, next(iter(rows.values())))
         splits = {split: to_split(some, self.classes) for split, some in rows.items()}
-        self._keep(splits, names, path)
+        there = {s: replace(split, files=files.sources(split.files)) for s, split in splits.items()}
+        self._keep(there, names, path)
         self.wishes = {
             "frames": frames,
             "stride": stride,

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nlzoo.data.chunks import open_set
 from nlzoo.data.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from nlzoo.data.pictures import SUFFIXES as PICTURES
 from nlzoo.data.pictures import find_images
@@ -45,10 +46,20 @@ class Kind:
 
 
 class Files:
-    """Every file of a kind under a folder, found by one scan: videos, if nothing else is said."""
+    """Every file of a kind under a folder, found by one scan: videos, if nothing else is said.
 
-    def __init__(self, root: Path, kind: "Kind | None" = None) -> None:
+    A folder or URL of chunks (`nlzoo.data.stream`) is as good as the folder they were made of.
+    """
+
+    def __init__(self, root: str | Path, kind: "Kind | None" = None) -> None:
         self.kind = kind = kind or VIDEOS
+        self.paths: Mapping[str, Any]
+        if streamed := open_set(str(root)):
+            if streamed.noun != kind.noun:
+                raise ValueError(f"{root} is a set of {streamed.noun}s, not of {kind.noun}s")
+            self.root, self.paths = streamed.root, streamed.files
+            return
+        root = Path(root)
         packed = kind.packed and root.suffix == ".tar" and root.is_file()
         if not (root.is_dir() or packed):
             raise FileNotFoundError(
@@ -57,7 +68,7 @@ class Files:
             )
         root = Path(os.path.normpath(root))
         self.root = root.with_suffix("") if packed else root
-        self.paths: dict[str, Any] = {str(file): file for file in kind.find(root)}
+        self.paths = {str(file): file for file in kind.find(root)}
 
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
@@ -68,6 +79,10 @@ class Files:
             by_stem[name].append(path)
             by_stem[os.path.splitext(name)[0]].append(path)  # noqa: PTH122
         return by_stem
+
+    def sources(self, paths: Iterable[str]) -> tuple[Any, ...]:
+        """What is to be read: paths, or files inside other files."""
+        return tuple(self.paths.get(path, path) for path in paths)
 
     def under(self, folder: Path) -> Iterator[str]:
         """The paths in a folder."""

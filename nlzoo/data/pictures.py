@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from nlzoo.data.transforms import check_crop
+from nlzoo.files import Packed
 from nlzoo.preprocessing import Preprocessing, Unreadable
 
 SUFFIXES = frozenset(
@@ -36,6 +36,12 @@ class Member:
     def __str__(self) -> str:
         return self.path
 
+    def read_bytes(self) -> bytes:
+        """All of it."""
+        with Path(self.tar).open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -48,7 +54,7 @@ class Pixels:
         return self.name
 
 
-Source = str | Path | Member | Pixels
+Source = str | Path | Packed | Pixels
 
 
 def read_image(source: Source) -> Image.Image:
@@ -56,11 +62,13 @@ def read_image(source: Source) -> Image.Image:
 
     Raises:
         Unreadable: it is none, it is damaged, or too large (`PIL.Image.MAX_IMAGE_PIXELS`).
+        OSError: what it lies in cannot be read.
     """
     if isinstance(source, Pixels):
         return Image.fromarray(source.array)
+    file = source if isinstance(source, str | Path) else BytesIO(source.read_bytes())
     try:
-        with Image.open(_open(source), formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if max(image.size) > NARROW * min(image.size):
                 raise ValueError(f"{image.width} x {image.height} pixels are a line, no image")
             return _rgb(ImageOps.exif_transpose(image))
@@ -68,14 +76,6 @@ def read_image(source: Source) -> Image.Image:
         reason = str(error).partition("<_io")[0].strip() or type(error).__name__
         reason = "not an image" if "cannot identify" in reason else reason
         raise Unreadable(f"{source}: {reason}") from error
-
-
-def _open(source: str | Path | Member) -> str | Path | IO[bytes]:
-    if not isinstance(source, Member):
-        return source
-    with Path(source.tar).open("rb") as file:
-        file.seek(source.start)
-        return BytesIO(file.read(source.size))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
