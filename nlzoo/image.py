@@ -1,5 +1,6 @@
 """Any timm backbone, for images or for clips, and where its non-local blocks go."""
 
+import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ def clip_model(
         if not stages:
             raise ValueError(
                 f"no residual branch of {name} begins with a convolution, before which to shift: "
-                f"c2d/{name} goes without"
+                f"give one that has them, such as tsm/resnet50, or no shifts: c2d/{name}"
             )
         step = 1 if max(map(len, stages)) < 23 else 2
         for branch in [branch for stage in stages for branch in stage[::step]]:
@@ -135,7 +136,7 @@ def stages(model: nn.Module) -> dict[int, Stage]:
     """Stage 1 (1/4 of the image's size) to 4 (1/32), where the network has them.
 
     Raises:
-        ValueError: a network without feature_info, or whose blocks return no maps (B, C, H, W).
+        ValueError: a network without feature_info.
     """
     info = getattr(model, "feature_info", None)
     if not info:
@@ -147,9 +148,11 @@ def stages(model: nn.Module) -> dict[int, Stage]:
         if stride in by_stride:
             name = by_stride[stride]
             inner = f"{name}.blocks"  # of ConvNeXt and others
-            name = inner if inner in modules else name
-            if runs_children(modules[name]):  # of DenseNet
-                name = _next(modules, name)
+            name = inner if isinstance(modules.get(inner), nn.Sequential) else name
+            if runs_children(modules[name]) and not isinstance(modules[name], nn.ModuleList):
+                name = _next(modules, name)  # of DenseNet
+            if isinstance(modules[name], nn.ModuleList):  # of several branches, or of tokens
+                continue
             blocks = len(modules[name]) if isinstance(modules[name], nn.Sequential) else 0
             found[number] = Stage(name, blocks)
     return found
@@ -179,6 +182,8 @@ def places_for(model: nn.Module, words: str) -> str:
     """
     if hasattr(model, "num_prefix_tokens") or getattr(model, "output_fmt", "NCHW") != "NCHW":
         raise ValueError(TOKENS.format(type(model).__name__))
+    if re.fullmatch("nl[0-9]*", words):
+        check_choice("pattern of blocks", words, PATTERNS)
     if words == "nl1":
         words = "before_last:3"
     if words in PATTERNS:
@@ -203,7 +208,11 @@ def _before_last(model: nn.Module, word: str) -> str:
 
 def _stage(of: dict[int, Stage], number: int) -> Stage:
     if number not in of:
-        raise ValueError(f"the network has no stage {number}; it has {', '.join(map(str, of))}")
+        there = f"stages {', '.join(map(str, of))}" if of else "none"
+        raise ValueError(
+            f"the network has no stage {number}, of maps 1/{STRIDES[number]} as wide as the image; "
+            f"it has {there}: name places that return maps, as in blocks:3"
+        )
     return of[number]
 
 

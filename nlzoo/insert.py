@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from math import prod
@@ -104,8 +104,9 @@ def insert_non_local(
 
     Raises:
         ValueError: no place; a place that is unknown (names the nearest), out of range, listed
-            twice, not run or run several times by the example, with an unsuitable output, or that
-            has a block already; no example to be guessed; wrong block arguments.
+            twice, not run or run several times by the example, with an unsuitable output (tokens
+            of a transformer, too), or that has a block already; no example to be guessed; wrong
+            block arguments.
     """
     inner = _unwrap(model)
     host = _host(inner)
@@ -240,8 +241,8 @@ def _measure(model: nn.Module, places: dict[str, nn.Module], example: Any) -> di
         for handle in handles:
             handle.remove()
     if isinstance(model, FoldedNetwork):
-        return {n: model.fold.unfold(_only(n, outputs, 4, 4)) for n, outputs in seen.items()}
-    return {n: _only(n, outputs, 3, 5) for n, outputs in seen.items()}
+        return {n: model.fold.unfold(_only(n, places[n], o, 4, 4)) for n, o in seen.items()}
+    return {n: _only(n, places[n], outputs, 3, 5) for n, outputs in seen.items()}
 
 
 def _run(model: nn.Module, arguments: tuple[Any, ...], seen: dict[str, list[Any]]) -> None:
@@ -277,18 +278,33 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from module.named_buffers(name, recurse=False, remove_duplicate=False)
 
 
-def _only(name: str, outputs: list[Any], least: int, most: int) -> Tensor:
-    """The one output of a place, of a rank in this range."""
+def _only(name: str, place: nn.Module, outputs: list[Any], least: int, most: int) -> Tensor:
+    """The one output of a place, of a rank in this range, channels second."""
     if not outputs:
         raise ValueError(f"place {name!r} is not on the path of the example: it was never called")
     if len(outputs) > 1:
         raise ValueError(f"place {name!r} is called {len(outputs)} times a pass; choose another")
     out = outputs[0]
+    if isinstance(out, Tensor) and out.ndim > 2 and _channels_last(place, out.shape):
+        raise ValueError(
+            f"place {name!r} returns tokens (B, N, C) or maps (B, H, W, C), shape "
+            f"{tuple(out.shape)}: a non-local block goes after maps (B, C, H, W)"
+        )
     if not isinstance(out, Tensor) or not least <= out.ndim <= most:
         got = f"shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         ranks = f"{least} to {most}" if most > least else least
         raise ValueError(f"place {name!r} must return one tensor (B, C, *S) of rank {ranks}: {got}")
     return out
+
+
+def _channels_last(place: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether the last axis has the width of its layers, and the second that of none."""
+    layers = list(place.modules())
+    first = {m.out_channels for m in layers if isinstance(m, nn.modules.conv._ConvNd)}
+    first |= {m.num_channels for m in layers if isinstance(m, nn.GroupNorm)}
+    last = {m.normalized_shape[-1] for m in layers if isinstance(m, nn.LayerNorm)}
+    last |= {m.out_features for m in layers if isinstance(m, nn.Linear)}
+    return shape[-1] in last and shape[1] not in first
 
 
 def _build(

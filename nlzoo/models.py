@@ -14,7 +14,7 @@ from torch import nn
 
 from nlzoo.files import whole_file
 from nlzoo.folded import FoldedNetwork
-from nlzoo.image import TOKENS, image_model, places_for
+from nlzoo.image import image_model, places_for
 from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice, nearest
@@ -350,9 +350,7 @@ def _insert(model: Network, name: str, non_local: str | dict[str, Any] | None) -
         here = [token for token in tokens if not stages or _stage_of(token) == stage]
         own = {**options, **stages.get(stage, {})}
         where = " ".join(here) if isinstance(places, str) else here
-        for block in insert_non_local(model, where, **own).blocks:
-            if is_timm(name) and (len(block.shape) < 4 or block.shape[-2] != block.shape[-1]):
-                raise ValueError(TOKENS.format(type(host).__name__))  # of square images
+        insert_non_local(model, where, **own)
     if isinstance(model, VideoResNet):
         model.to(memory_format=torch.channels_last_3d)
 

@@ -117,6 +117,14 @@ def test_export(tmp_path, name):
     assert export_onnx(model, tmp_path / "m.onnx", shape=shape).relative_l2 <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "gcvit_xxtiny"])
+def test_stages_of_tokens_end_in_maps(name):
+    with torch.device("meta"):
+        blocks = blocks_of(create_model(f"timm/{name}", non_local="nl5"))
+    widths = {"pvt_v2_b0": [64, 160], "gcvit_xxtiny": [128, 256]}
+    assert [block.out.out_channels for block in blocks] == widths[name]
+
+
 def test_what_timm_can_do(tmp_path):
     model = create_model("resnet18_nl5", num_classes=4).eval()
     for block in blocks_of(model):
@@ -165,9 +173,18 @@ def test_a_file_of_timm_s(tmp_path):
         ("timm/resnet18", {"dropout": 1}, "unexpected keyword argument 'dropout'"),
         ("timm/vit_tiny_patch16_224", {"non_local": "nl5"}, "passes tokens"),
         ("timm/swin_tiny_patch4_window7_224", {"non_local": "nl1"}, "passes tokens"),
-        ("timm/mixer_s32_224", {"non_local": "blocks:1"}, "passes tokens"),
+        ("timm/mixer_s32_224", {"non_local": "blocks:1"}, "returns tokens"),
+        (
+            "timm/mixer_s32_224",
+            {"non_local": "nl5"},
+            "no stage 2, of maps 1/8 as wide as the image",
+        ),
+        ("timm/coat_tiny", {"non_local": "nl5"}, "no stage 2, .*; it has none: name places"),
+        ("timm/hrnet_w18_small", {"non_local": "nl1"}, "no stage 3, .*; it has none: name places"),
+        ("timm/resnet18", {"non_local": "nl7"}, "unknown pattern of blocks 'nl7'; did you mean"),
+        ("tsm/vit_tiny_patch16_224", {}, "give one that has them, such as tsm/resnet50"),
         ("timm/tiny_vit_5m_224", {"non_local": "stages.1.blocks:0"}, "maps \\(B, H, W, C\\)"),
-        ("timm/levit_128s", {"non_local": {"places": ["stages.0.blocks.0"]}}, "passes tokens"),
+        ("timm/levit_128s", {"non_local": {"places": ["stages.0.blocks.0"]}}, "returns tokens"),
         ("timm/resnet50.foo", {}, "timm has no weights 'resnet50.foo'"),
         ("timm/resnet18", {"non_local": "before_last:7"}, "unknown stage '7'"),
         ("timm/resnet18", {"non_local": "layer9:1"}, "has no place 'layer9'"),

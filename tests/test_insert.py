@@ -247,7 +247,7 @@ def test_errors_leave_the_model_as_it_was(places: Any, options: Any, message: st
 
 
 def test_an_example_is_asked_for_where_none_can_be_guessed() -> None:
-    model = nn.Sequential(nn.Linear(4, 4))
+    model = nn.Sequential(nn.PReLU())
     with pytest.raises(ValueError, match="pass example=, an input tensor"):
         insert_non_local(model, "0")
     insert_non_local(model, "0", example=torch.zeros(1, 2, 4))
@@ -346,3 +346,12 @@ def test_blocks_follow_the_device() -> None:
     real = resnet18()
     insert_non_local(real, "layer3:1", example=torch.zeros(1, 3, 64, 64, device="meta"))
     assert not any(t.is_meta for t in real.state_dict().values())
+
+
+def test_tokens_are_not_taken_for_maps() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    tokens = torch.zeros(1, 5, 8)
+    with pytest.raises(ValueError, match=r"place '1' returns tokens \(B, N, C\).*\(1, 5, 8\)"):
+        insert_non_local(nn.Sequential(nn.Identity(), layer), ["1"], example=tokens)
+    mixed = nn.Sequential(nn.Conv1d(5, 5, 1), nn.Linear(8, 8))  # maps, though a layer is as long
+    insert_non_local(nn.Sequential(nn.Identity(), mixed), ["1"], example=tokens)
