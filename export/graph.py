@@ -31,12 +31,17 @@ class AnySizeHead(nn.Module):
         super().__init__()
         self.proj, self.average = head.proj, head.average
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, multilabel: bool = False) -> Tensor:
         """(B, C, T, H, W) -> (B, K)."""
         if self.average == "map":
-            return self.proj(x.mean((2, 3, 4))).float().log_softmax(-1)
+            logits = self.proj(x.mean((2, 3, 4))).float()
+            return logits if multilabel else logits.log_softmax(-1)
         x = F.avg_pool2d(x.mean(2), WINDOW, stride=1).flatten(2).transpose(1, 2)
         logits = self.proj(x).float()
+        if multilabel:
+            logits = logits.mean(1, keepdim=True) if self.average == "logits" else logits
+            there, absent = ((-F.softplus(-z)).logsumexp(1) for z in (logits, -logits))
+            return there - absent
         if self.average == "logits":
             return logits.mean(1).log_softmax(-1)
         return logits.log_softmax(-1).logsumexp(1).log_softmax(-1)

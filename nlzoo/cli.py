@@ -16,9 +16,11 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from nlzoo.data.charades import Charades
 from nlzoo.data.images import Images
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.sample import make_sample
+from nlzoo.data.sample_actions import make_actions
 from nlzoo.data.sample_images import make_images
 from nlzoo.files import read_text
 from nlzoo.program import asks_for_help, make_parser, nearest, parse_options
@@ -26,13 +28,14 @@ from nlzoo.run import RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.classification import Classification
 
 SECTIONS = ("seed", "checkpoint_every", "task", "data", "trainer")
-SAMPLES = ("_video_sample", "_frame_sample", "_image_sample")  # laid over a recipe by --sample
+# laid over a recipe by --sample
+SAMPLES = ("_video_sample", "_frame_sample", "_actions_sample", "_image_sample")
 GIVEN = {"seed", "bad_files", "preprocessing"}  # by `build`, not by a recipe
 SHOWN = {  # in --help and in completion
     "task": "--task.KEY VALUE, as in --task.lr 0.02 --task.non_local.form dot_product",
     "task.help": "list the keys: --task.help Classification",
     "data": "the folder; or --data.KEY VALUE, as in --data.batch_size 4",
-    "data.help": "list the keys: --data.help Kinetics|Images",
+    "data.help": "list the keys: --data.help Kinetics|Charades|Images",
     "trainer.max_steps": "iterations",
     "trainer.max_epochs": "epochs",
     "trainer.devices": "how many, or which",
@@ -138,7 +141,7 @@ def parse(
     elif not merged:
         raise ValueError(f"no recipe: --recipe NAME, one of {', '.join(recipe_names())}")
     given = ["--recipe", json.dumps(merged), *rest] if merged else rest
-    classes = (Classification, Kinetics, Images)
+    classes = (Classification, Kinetics, Charades, Images)
     keys = [key for c in classes for key in inspect.signature(c).parameters]
     config = parse_options(parser, given, keys)
     if not config.run and base is None:
@@ -148,10 +151,12 @@ def parse(
 
 def lay_sample(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe on the sample of its kind, which is made if it is not there."""
-    images = recipe.get("data", {}).get("class_path") == "Images"
+    kind = recipe.get("data", {}).get("class_path")
     model = recipe.get("task", {}).get("init_args", {}).get("model", "")
-    name = "image" if images else "frame" if model.startswith(("c2d/", "tsm/")) else "video"
-    path = make_images() if images else make_sample()
+    frames = model.startswith(("c2d/", "tsm/"))
+    others = {"Images": ("image", make_images), "Charades": ("actions", make_actions)}
+    name, make = others.get(kind, ("frame" if frames else "video", make_sample))
+    path = make()
     merged = merge(recipe, read_recipe(f"_{name}_sample"))
     return merge(merged, {"data": {"init_args": {"path": str(path)}}})
 
@@ -169,13 +174,18 @@ def _take_recipes(argv: list[str]) -> tuple[list[str], list[str]]:
     return names, rest
 
 
+def quiet() -> None:
+    """No advice of Lightning's: the run folder says more."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trainer]:
     """Seed, then data, task (told what the data look like) and trainer.
 
     Importable, so that another launcher can call it; `config.trainer` takes strategy and plugins.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):  # advice; the run folder says more
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet()
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     warnings.filterwarnings("ignore", "The number of training batches")  # below log_every_n_steps
     warnings.filterwarnings("ignore", ".*could not find the monitored key")  # not yet validated
@@ -189,7 +199,7 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
     data.preprocessing = task.preprocessing
     task.recipe = recipe_text(config)
     options = recipe_parser().instantiate(Namespace(trainer=config.trainer)).trainer.as_dict()
-    folder = RunFolder(run, task.recipe, config.checkpoint_every)
+    folder = RunFolder(run, task.recipe, config.checkpoint_every, task.metric)
     options["callbacks"] = [
         *(options["callbacks"] or []),
         *folder.callbacks(),
@@ -203,6 +213,18 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
         return task, data, Trainer(**options)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
+
+
+def dry_build(config: Namespace) -> tuple[Classification, Trainer, tuple[int, ...]]:
+    """Task, trainer and the shape of a device's batch: no data are read, no weights fetched."""
+    quiet()
+    task = _instance(config.task, pretrained=False, compile=False)
+    data = config.data.init_args
+    side = data.crop or task.preprocessing.crop
+    frames = [data.frames] if "frames" in data else []
+    options = recipe_parser().instantiate(Namespace(trainer=config.trainer)).trainer.as_dict()
+    trainer = Trainer(**options | {"logger": False, "enable_checkpointing": False})
+    return task, trainer, (data.batch_size, 3, *frames, side, side)
 
 
 def _instance(section: Namespace, **extra: Any) -> Any:

@@ -32,6 +32,13 @@ class Preprocessing:
     test_crop: int = 256  # side of a test crop, pixels
     interpolation: str = "bilinear"  # of images at test: also bicubic, lanczos, ... as in timm
     classes: tuple[str, ...] = ()
+    multilabel: bool = False  # several classes may be there at once, or none
+    pool: str = "mean"  # of the scores of a file's views: mean or max
+    segments: bool = False  # clips of a test lie in the middle of equal parts, not at their start
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits (B, K) -> softmax over the classes, or of many labels the sigmoid of each."""
+        return logits.sigmoid() if self.multilabel else logits.softmax(1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only, so that a checkpoint that holds them loads with weights_only=True."""

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from nlzoo.files import write_whole
 
-METRIC = "val/top1"
+METRICS = {"top1": "top-1", "map": "mAP"}  # by which the best checkpoint is chosen
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"  # in a run folder
 
 
@@ -62,8 +62,9 @@ class RunFolder(Checkpoint):
     (Lightning calls a `Checkpoint` after all other callbacks: what it saves holds their state.)
     """
 
-    def __init__(self, folder: Path, recipe: str, every: int) -> None:
+    def __init__(self, folder: Path, recipe: str, every: int, metric: str = "top1") -> None:
         self.folder, self.recipe, self.every = folder, recipe, every
+        self.metric = metric  # a key of METRICS
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0  # of earlier parts of this run
         self.val: dict[str, float] = {}  # of the validation of this epoch
@@ -76,13 +77,17 @@ class RunFolder(Checkpoint):
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best validation top-1."""
+        """The checkpoint with the best validation metric."""
         return self.folder / BEST
 
     def callbacks(self) -> list[Callback]:
         """Lightning's that keeps the best checkpoint, then this one."""
         best = ModelCheckpoint(
-            self.best.parent, "best", METRIC, mode="max", enable_version_counter=False
+            self.best.parent,
+            "best",
+            f"val/{self.metric}",
+            mode="max",
+            enable_version_counter=False,
         )
         return [best, self]
 
@@ -161,23 +166,20 @@ class RunFolder(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One row more."""
         metrics = trainer.callback_metrics
-        row = {
+        row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
             "step": trainer.global_step,
-            "train/loss": float(metrics["train/loss"]),
-            "train/top1": float(metrics["train/top1"]),
+            **{k: float(metrics[k]) for k in ("train/loss", "train/top1") if k in metrics},
             **self.val,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "samples_per_second": self._rate(),
             "data_wait": self.waited / (self.waited + self.worked),
         }
         self.rows.append(row)
-        val = f", validation top-1 {row[METRIC]:.3f}" if METRIC in row else ""
-        self._say(
-            trainer,
-            f"epoch {row['epoch']:>3}  loss {row['train/loss']:.3f}, top-1 {row['train/top1']:.3f}"
-            f"{val}  {self._pace(trainer)}",
-        )
+        shown = {"train/top1": "top-1", f"val/{self.metric}": f"validation {METRICS[self.metric]}"}
+        said = "".join(f", {name} {row[key]:.3f}" for key, name in shown.items() if key in row)
+        loss = f"epoch {row['epoch']:>3}  loss {row['train/loss']:.3f}"
+        self._say(trainer, f"{loss}{said}  {self._pace(trainer)}")
         self.val = {}
         if trainer.is_global_zero:
             self._write_rows()
@@ -206,7 +208,8 @@ class RunFolder(Checkpoint):
             return
         summary = self.summary()
         write_whole(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        best = f"{METRIC} {summary['best']:.3f}" if summary["best"] is not None else "not validated"
+        known = summary["best"] is not None
+        best = f"{summary['metric']} {summary['best']:.3f}" if known else "not validated"
         checkpoint = shlex.quote(summary["checkpoint"])
         self.console.print(
             f"{best} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}, "
@@ -219,13 +222,14 @@ class RunFolder(Checkpoint):
 
     def summary(self) -> dict[str, Any]:
         """The run in a few figures; rates are means over the epochs."""
-        best = [row[METRIC] for row in self.rows if METRIC in row]
+        metric = f"val/{self.metric}"
+        best = [row[metric] for row in self.rows if metric in row]
         mean = {
             k: sum(r[k] for r in self.rows) / len(self.rows)
             for k in ("samples_per_second", "data_wait")
         }
         return {
-            "metric": METRIC,
+            "metric": metric,
             "best": max(best) if best else None,
             "epochs": len(self.rows),
             **mean,
@@ -241,22 +245,22 @@ class RunFolder(Checkpoint):
         table.writeheader()
         table.writerows(self.rows)
         write_whole(self.folder / "metrics.csv", text.getvalue())
-        write_whole(self.folder / "curves.png", draw_curves(self.rows))
+        write_whole(self.folder / "curves.png", draw_curves(self.rows, self.metric))
 
 
-def draw_curves(rows: list[dict[str, float]]) -> bytes:
-    """Loss and top-1 over iterations, a PNG."""
+def draw_curves(rows: list[dict[str, float]], metric: str) -> bytes:
+    """Loss and metric over iterations, a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "top1"), strict=True):
+    for axes, name in zip(figure.subplots(1, 2), ("loss", metric), strict=True):
         for split, style in (("train", "--"), ("val", "-")):
             key = f"{split}/{name}"
             points = [(row["step"], row[key]) for row in rows if key in row]
             axes.plot(
                 *zip(*points, strict=True) if points else ([], []), style, marker=".", label=split
             )
-        axes.set(xlabel="iteration", title={"loss": "loss", "top1": "top-1 accuracy"}[name])
+        axes.set(xlabel="iteration", title=METRICS.get(name, name))
         axes.legend()
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()

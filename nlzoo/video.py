@@ -57,7 +57,7 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.proj: nn.Module = nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, multilabel: bool = False) -> Tensor:
         """(B, C, T, H, W) -> (B, K); see `VideoResNet.forward_head`."""
         if self.training:
             return self.proj(self.dropout(x.mean((2, 3, 4))))
@@ -67,6 +67,9 @@ class Head(nn.Module):
         logits = self.proj(x)  # (B, positions, K)
         if self.average == "logits" or logits.shape[1] == 1:
             return logits.mean(1)
+        if multilabel:
+            there, absent = (F.logsigmoid(z.float()).logsumexp(1) for z in (logits, -logits))
+            return (there - absent).to(logits.dtype)
         scores = logits.float().log_softmax(-1)
         return (scores.logsumexp(1) - log(logits.shape[1])).to(logits.dtype)
 
@@ -144,10 +147,11 @@ class VideoResNet(Network):
         At test the projection is applied to every window (T, 7, 7) of the map. One window gives
         plain logits. Several give the log of the mean of their softmaxes, whose softmax is that
         mean: the released way to score (section 4.1, Inference). Geometry "hub" averages logits.
+        Of `preprocessing.multilabel` networks the same is true of sigmoids.
         """
         if pre_logits or not self.num_classes:
             return x.mean((2, 3, 4))
-        return self.head(x)
+        return self.head(x, self.preprocessing.multilabel)
 
 
 def build_pathway(

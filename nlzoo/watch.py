@@ -30,13 +30,15 @@ class Watcher(Protocol):
         """What a clip is, or an image."""
 
     def __call__(self, clip: Tensor) -> Tensor:
-        """uint8 clips (B, 3, T, H, W) or images (B, 3, H, W) -> (B, K) whose softmax counts."""
+        """uint8 clips (B, 3, T, H, W) or images (B, 3, H, W) -> (B, K): `Preprocessing.scores`."""
 
 
 def watch(
     model: Watcher, file: Any, clips: int, crops: int, picture: str = "", at: At | None = None
 ) -> dict[str, Any]:
-    """The five classes of the highest mean score, what is damaged, and `picture` if one is named.
+    """The five classes of the highest score, what is damaged, and `picture` if one is named.
+
+    Of many labels all whose score is above 0.5, at least five.
 
     Plain values, as `nlzoo.predict --json` prints them. `clips` and `crops` are of videos. Raises
     as `score_video`, `score_image`, `check_scores`, `look_at_video` and `look_at_image`.
@@ -47,7 +49,8 @@ def watch(
     )
     check_scores(file, scores)
     names = model.preprocessing.classes or [str(k) for k in range(len(scores))]
-    best, index = scores.topk(min(5, len(scores)))
+    many = int((scores > 0.5).sum()) if model.preprocessing.multilabel else 0
+    best, index = scores.topk(min(max(5, many), len(scores)))
     top = [{"class": names[k], "score": s} for k, s in zip(index, best.tolist(), strict=True)]
     result: dict[str, Any] = {"file": str(file), "top": top} | (
         {"damage": damage} if damage else {}
@@ -71,7 +74,7 @@ def check_scores(file: Any, scores: Tensor) -> None:
 
 @torch.inference_mode()
 def score_image(model: Watcher, image: Picture) -> Tensor:
-    """Softmax of the centre of an image: (K,) float64 on the CPU.
+    """Scores of the centre of an image: (K,) float64 on the CPU.
 
     Args:
         model: in evaluation mode; its `preprocessing` says what an image is.
@@ -81,14 +84,16 @@ def score_image(model: Watcher, image: Picture) -> Tensor:
         Unreadable: it is no image, or damaged.
     """
     view, _ = CentreView(model.preprocessing, crops=True)(image)
-    return model(view.to(_device(model))).double().softmax(1)[0].cpu()
+    return model.preprocessing.scores(model(view.to(_device(model))).double())[0].cpu()
 
 
 @torch.inference_mode()
 def score_video(
     model: Watcher, video: Source, clips: int = 10, crops: int = 3
 ) -> tuple[Tensor, str]:
-    """Mean softmax over the views of a video, and what is damaged in it ("": nothing).
+    """Softmax, mean over the views of a video, and what is damaged in it ("": nothing).
+
+    Or sigmoid, or maximum, as `preprocessing` says.
 
     Args:
         model: in evaluation mode; its `preprocessing` says what a clip is.
@@ -97,7 +102,7 @@ def score_video(
         crops: of each clip: 3 along its longer side, or 1 (the centre).
 
     Returns:
-        (K,) float64 on the CPU, summing to 1.
+        (K,) float64 on the CPU.
 
     Raises:
         Unreadable: no frame can be read.
@@ -107,13 +112,15 @@ def score_video(
         raise ValueError(f"clips = {clips}: expected 1 or more")
     pre = model.preprocessing
     transform = EvalTransform(pre.test_size, pre.test_crop, crops)
-    read = SpreadClips(Sampling(pre.frames, pre.stride, pre.fps), transform, clips)
-    total, damage = torch.zeros((), dtype=torch.float64), ""
+    sampling = Sampling(pre.frames, pre.stride, pre.fps)
+    read = SpreadClips(sampling, transform, clips, pre.segments)
+    views, damage = [], ""
     for k in range(clips):
-        view, new = read(video, k)
+        view, new, *_ = read(video, k)
         damage = new or damage
-        total = total + model(view.to(_device(model))).double().softmax(1).sum(0).cpu()
-    return total / (clips * crops), damage
+        views.append(pre.scores(model(view.to(_device(model))).double()).cpu())
+    scores = torch.cat(views)
+    return scores.amax(0) if pre.pool == "max" else scores.mean(0), damage
 
 
 def look_at_video(model: "Network", video: Source, picture: Path, at: At | None = None) -> At:

@@ -1,18 +1,23 @@
 """Class lists, and labels as indices into them."""
 
+import csv
 import difflib
+import re
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from nlzoo.data.layouts import Row, plain
 from nlzoo.files import read_text
 
 MOST = 100_000  # classes that numbers alone may stand for; above, it is a typing error
-BUILT_IN = ("kinetics400", "kinetics600", "kinetics700")
+BUILT_IN = ("kinetics400", "kinetics600", "kinetics700", "charades")
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Split:
     """The files of one split that are there, their labels, and the names of those missing."""
 
     files: tuple[Any, ...]  # paths, or what else `str` names
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] | Tensor  # of many labels int8 (N, K), 1 for each that is there
     missing: tuple[str, ...]
 
 
@@ -102,20 +107,46 @@ def _counts(names: Sequence[str]) -> dict[str, int]:
     return counts
 
 
-def to_split(rows: Sequence[Row], classes: Sequence[str]) -> Split:
+def to_split(rows: Sequence[Row], classes: Sequence[str], multilabel: bool = False) -> Split:
     """Labels as indices into `classes`; missing files set aside.
 
     Raises:
         ValueError: a label that is neither an index nor a name of the list, with its line.
     """
     index = {plain(name): i for i, name in enumerate(classes)}
-    labels = [_label(row, classes, index) for row in rows]
+    labels = [
+        [_label(one, classes, index) for one in (single_labels([row]) if multilabel else [row])]
+        for row in rows
+    ]
     there = [(row.path, label) for row, label in zip(rows, labels, strict=True) if row.path]
+    found = [label for _, label in there]
     return Split(
         files=tuple(path for path, _ in there),
-        labels=tuple(label for _, label in there),
+        labels=many_hot(found, len(classes)) if multilabel else tuple(i for (i,) in found),
         missing=tuple(row.name for row in rows if row.path is None),
     )
+
+
+def single_labels(rows: Iterable[Row]) -> list[Row]:
+    """Rows of lists whose label is several, `1,2` or `washing,"salt, pepper"`, a label each."""
+    return [
+        replace(row, label=label.strip())
+        for row in rows
+        for field in (
+            csv.reader([row.label], skipinitialspace=True) if row.listed else [[row.label]]
+        )
+        for part in field
+        for label in (part.split(",") if re.fullmatch(r"[\d,\s]+", part) else [part])
+        if label.strip()
+    ]
+
+
+def many_hot(labels: Sequence[Sequence[int]], classes: int) -> Tensor:
+    """Indices of each file -> int8 (N, K): 1 for each class that is there."""
+    hot = torch.zeros(len(labels), classes, dtype=torch.int8)
+    for row, some in zip(hot, labels, strict=True):
+        row[list(some)] = 1
+    return hot
 
 
 def _label(row: Row, classes: Sequence[str], index: dict[str, int]) -> int:
@@ -126,6 +157,8 @@ def _label(row: Row, classes: Sequence[str], index: dict[str, int]) -> int:
     near = difflib.get_close_matches(plain(row.label), index, 1)
     hint = f"; did you mean {classes[index[near[0]]]!r}?" if near else ""
     span = f"{classes[0]!r} (0) to {classes[-1]!r} ({len(classes) - 1})"
+    several = len(single_labels([row])) > 1
+    hint = "; several labels of one file: data.multilabel: true" if several else hint
     raise ValueError(
         f"{row.where}: label {row.label!r} is outside the {len(classes)} classes, {span}{hint}"
     )

@@ -43,6 +43,17 @@ def centre_clip(length: int, frames: int, step: float) -> list[int]:
     return clip_at(last_start(length, frames, step) // 2, length, frames, step)
 
 
+def segment_clips(length: int, frames: int, step: float, clips: int) -> list[list[int]]:
+    """`clips` clips in the middle of as many equal parts of the video, as released for Charades.
+
+    Clip k is centred at round(length / clips * (k + 0.5)); its positions stop at the video's first
+    and last frame.
+    """
+    centres = (round(length / clips * (k + 0.5)) for k in range(clips))
+    starts = (centre - int(frames * step) // 2 for centre in centres)
+    return [[min(max(int(s + i * step), 0), length - 1) for i in range(frames)] for s in starts]
+
+
 def test_clips(length: int, frames: int, step: float, clips: int) -> list[list[int]]:
     """`clips` evenly spread clips (the paper: 10); clip k starts at floor(k * length / clips)."""
     return [clip_at(k * length // clips, length, frames, step) for k in range(clips)]

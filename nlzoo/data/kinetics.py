@@ -1,12 +1,12 @@
 """Kinetics-400, -600, -700 and any other set of labelled videos, as a Lightning data module."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import DataLoader
 
-from nlzoo.data.classes import read_classes, to_split
+from nlzoo.data.classes import Split, read_classes, single_labels, to_split
 from nlzoo.data.labelled import Labelled, check_least
 from nlzoo.data.layouts import VIDEOS, Files, read_splits
 from nlzoo.data.loading import TrainLoader
@@ -21,6 +21,7 @@ class Kinetics(Labelled):
     """
 
     kind = VIDEOS
+    segments = False  # see `SpreadClips`
 
     def __init__(
         self,
@@ -39,6 +40,8 @@ class Kinetics(Labelled):
         test_crop: int = 256,
         clips: int = 10,
         crops: int = 3,
+        pool: Literal["mean", "max"] = "mean",
+        multilabel: bool = False,
         batch_size: int = 8,
         workers: int = -1,
         seed: int = 0,
@@ -65,6 +68,8 @@ class Kinetics(Labelled):
             test_crop: side of test crops, pixels.
             clips: evenly spread clips of a test video.
             crops: of a test clip along its longer side: 3, or 1 (centre).
+            pool: of the scores of a test video's views: mean, or max.
+            multilabel: a video has any number of labels; lists have lines of `path label,label`.
             batch_size: clips a device (in tests: temporal clips, each of several crops).
             workers: reading processes a device; -1: one a core, up to 8.
             seed: of order and augmentation.
@@ -87,22 +92,27 @@ class Kinetics(Labelled):
         self._val_transform = EvalTransform(test_size, crop, 1)
         self._test_transform = EvalTransform(test_size, test_crop, crops)
         self.clips, self.views = clips, f"{clips} clips x {crops} crops"
+        self.views += ", maximum" if pool == "max" else ""
         names = {"train": train, "val": val, "test": test or val}
         files = Files(path)
-        rows = read_splits(files, names)
-        self.classes = read_classes(files.root, classes, next(iter(rows.values())))
-        splits = {split: to_split(some, self.classes) for split, some in rows.items()}
+        self._multilabel = multilabel
+        splits = self._read(files, names, classes)
         there = {s: replace(split, files=files.sources(split.files)) for s, split in splits.items()}
         self._keep(there, names, path)
-        self.wishes = {
-            "frames": frames,
-            "stride": stride,
-            "fps": fps,
-            "crop": crop,
-            "test_size": test_size,
-            "test_crop": test_crop,
-            "classes": self.classes,
-        }
+        clip = {"frames": frames, "stride": stride, "fps": fps}
+        sizes = {"crop": crop, "test_size": test_size, "test_crop": test_crop}
+        scores = {"multilabel": multilabel, "pool": pool, "segments": self.segments}
+        self.wishes = {**clip, **sizes, **scores, "classes": self.classes}
+
+    def _read(
+        self, files: Files, names: Mapping[str, str], classes: str | list[str]
+    ) -> dict[str, Split]:
+        """The splits that are there; sets `classes`."""
+        many = self._multilabel
+        rows = read_splits(files, names, many)
+        first = next(iter(rows.values()))
+        self.classes = read_classes(files.root, classes, single_labels(first) if many else first)
+        return {split: to_split(some, self.classes, many) for split, some in rows.items()}
 
     def train_dataloader(self) -> TrainLoader:
         """A random clip of each video, shuffled."""
@@ -115,7 +125,7 @@ class Kinetics(Labelled):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Every clip of every video, in order."""
-        read = SpreadClips(self._sampling, self._test_transform, self.clips)
+        read = SpreadClips(self._sampling, self._test_transform, self.clips, self.segments)
         shape = self._test_transform.crops, *self._shape(self._test_transform)
         return self._eval_loader("test", read, shape, self.clips)
 

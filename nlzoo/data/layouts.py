@@ -33,6 +33,7 @@ class Row:
     label: str
     path: str | None  # None: missing
     listed: bool = True  # else the label is the name of a folder
+    length: str = ""  # of the video, as written; Charades' lists have it
 
 
 @dataclass(frozen=True)
@@ -158,13 +159,17 @@ IMAGES = Kind(
 # -- splits ---------------------------------------------------------------------------------
 
 
-def read_splits(files: Files, names: Mapping[str, str]) -> dict[str, list[Row]]:
+def read_splits(
+    files: Files, names: Mapping[str, str], multilabel: bool = False
+) -> dict[str, list[Row]]:
     """The rows of the splits that are there; `names` says what each is called, "" that it is not.
+
+    The label of a row is as written, several where `multilabel` lists have several.
 
     Raises:
         FileNotFoundError: none of them.
     """
-    rows = {split: read_rows(files, name) for split, name in names.items() if name}
+    rows = {split: read_rows(files, name, multilabel) for split, name in names.items() if name}
     if there := {split: some for split, some in rows.items() if some is not None}:
         return there
     raise FileNotFoundError(
@@ -172,7 +177,7 @@ def read_splits(files: Files, names: Mapping[str, str]) -> dict[str, list[Row]]:
     )
 
 
-def read_rows(files: Files, split: str) -> list[Row] | None:
+def read_rows(files: Files, split: str, multilabel: bool = False) -> list[Row] | None:
     """The rows of a split: of the list or folder that `split` names; None if there is neither.
 
     Raises:
@@ -181,7 +186,10 @@ def read_rows(files: Files, split: str) -> list[Row] | None:
     where = _find_split(files, split)
     if where is None:
         return None
-    rows = list(_list_rows(files, where, split) if where.is_file() else folder_rows(files, where))
+    of_list = where.is_file()
+    rows = list(
+        _list_rows(files, where, split, multilabel) if of_list else folder_rows(files, where)
+    )
     if not rows:
         raise ValueError(f"{where} lists no {files.kind.noun}: expected {files.kind.layouts}")
     return rows
@@ -196,7 +204,7 @@ def _find_split(files: Files, split: str) -> Path | None:
     names = ALIASES.get(split, (split,))
     lists = [
         path
-        for folder in (root, root / "annotations")
+        for folder in (root, root / "annotations", root / "Charades")
         for suffix in (".csv", ".txt")
         for path in sorted(folder.glob(f"*{suffix}"))
         if path.stem in names or re.split("[-_.]", path.stem)[-1] in names
@@ -221,14 +229,20 @@ def folder_rows(files: Files, folder: Path) -> Iterator[Row]:
             yield Row(str(folder), path, label, path, listed=False)
 
 
-def _list_rows(files: Files, path: Path, split: str) -> Iterator[Row]:
-    """Kinetics' own CSV where the header has youtube_id, else `path label` lines."""
+def _list_rows(files: Files, path: Path, split: str, multilabel: bool) -> Iterator[Row]:
+    """Kinetics' own CSV where the header has youtube_id, Charades' actions; else `path label`."""
     text = read_text(path)
     lines = io.StringIO(text)
-    if "youtube_id" in text.partition("\n")[0]:
+    head = {*next(csv.reader([text.partition("\n")[0]]), ())}
+    if "youtube_id" in head:
         yield from _official_rows(files, path, csv.DictReader(lines), split)
+    elif {"id", "actions", "length"} <= head:
+        table = csv.DictReader(lines)
+        for row in table:
+            where, found = f"{path}, line {table.line_num}", files.named([row["id"]], "", split)
+            yield Row(where, row["id"], row["actions"] or "", found, length=row["length"] or "")
     else:
-        yield from _plain_rows(files, path, lines)
+        yield from _plain_rows(files, path, lines, multilabel)
 
 
 def _official_rows(
@@ -260,19 +274,22 @@ _LINE = (
     re.compile(r"(.+),\s*(.+)"),
     re.compile(r"(.+)\s+(\S+)"),
 )
+_LINE_OF_MANY = (*_LINE[:3], re.compile(r"([^\s,]+)\s+(.+)"), re.compile(r"([^,]+),\s*(.+)"))
 
 
-def _plain_rows(files: Files, path: Path, lines: Iterable[str]) -> Iterator[Row]:
+def _plain_rows(files: Files, path: Path, lines: Iterable[str], multilabel: bool) -> Iterator[Row]:
     labels: dict[str, str] = {}  # by video
     for number, line in enumerate(lines, 1):
         if not (line := line.strip()) or line.startswith("#"):
             continue
-        matches = (pattern.fullmatch(line) for pattern in _LINE)
+        patterns = _LINE_OF_MANY if multilabel else _LINE
+        matches = (pattern.fullmatch(line) for pattern in patterns)
         match = next((m for m in matches if m), None)
         where = f"{path}, line {number}"
         if match is None:
             raise ValueError(f"{where}: expected `path label`, found {line[:80]!r}")
-        name, label = match[1].strip(), match[2].strip().strip("\"'")
+        name, label = match[1].strip(), match[2].strip()
+        label = label if multilabel else label.strip("\"'")
         if number == 1 and _HEADER.fullmatch(plain(label)):
             continue
         if not label or (re.fullmatch(r"[-+.\s\d]*\d[.\s\d]*", label) and not label.isdecimal()):

@@ -30,8 +30,10 @@ class Note:
     used: bool  # its good part was used
 
 
-Sample = tuple[Tensor, str]  # uint8; what is damaged in its file ("": nothing)
-Item = tuple[Tensor, int, int, list[Note]]  # sample, label, index
+# uint8; what is damaged in its file ("": nothing); its own label, where the file's is not
+Sample = tuple[Tensor, str] | tuple[Tensor, str, Tensor]
+Label = int | Tensor  # a class, or int8 (K,): 1 for each class that is there
+Item = tuple[Tensor, Label, int, list[Note]]  # sample, label, index
 Batch = tuple[Tensor, Tensor, Tensor, list[Note]]
 
 
@@ -40,7 +42,7 @@ class Items(Dataset[Item]):
     """Files with labels, and how one is read; `read` raises `Unreadable`."""
 
     files: Sequence[Any]  # paths, bytes, or whatever `read` takes
-    labels: Sequence[int]
+    labels: Sequence[Label] | Tensor  # (N, K) of many labels
     read: Callable[[Any, Any], Sample]
 
     def __len__(self) -> int:
@@ -67,13 +69,13 @@ class TrainItems(Items):
         notes: list[Note] = []
         for _ in range(TRIES):
             try:
-                sample, damage = self.read(self.files[index], rng)
+                sample, damage, *own = self.read(self.files[index], rng)
             except Unreadable as error:
                 notes.append(Note(self.name(index), str(error), used=False))
                 index = int(rng.integers(len(self)))
             else:
                 notes += [Note(self.name(index), damage, used=True)] if damage else []
-                return sample, self.labels[index], index, notes
+                return sample, own[0] if own else self.labels[index], index, notes
         raise Unreadable(f"{TRIES} files in a row cannot be read; the last: {notes[-1].reason}")
 
 
@@ -81,7 +83,7 @@ class TrainItems(Items):
 class EvalItems(Items):
     """`views` samples a file: read(file, view). The index of an item is file * views + view.
 
-    An unreadable file gives zeros of `shape` and the label -1.
+    An unreadable file gives zeros of `shape` and the label -1, or a row of -1.
     """
 
     shape: tuple[int, ...]
@@ -92,21 +94,23 @@ class EvalItems(Items):
 
     def __getitem__(self, index: int) -> Item:
         file, view = divmod(index, self.views)
+        label = self.labels[file]
         try:
-            sample, damage = self.read(self.files[file], view)
+            sample, damage, *_ = self.read(self.files[file], view)
         except Unreadable as error:
             nothing = torch.zeros(self.shape, dtype=torch.uint8)
-            return nothing, UNREADABLE, index, [Note(self.name(file), str(error), used=False)]
+            row = torch.full_like(label, UNREADABLE) if isinstance(label, Tensor) else UNREADABLE
+            return nothing, row, index, [Note(self.name(file), str(error), used=False)]
         notes = [Note(self.name(file), damage, used=True)] if damage else []
-        return sample, self.labels[file], index, notes
+        return sample, label, index, notes
 
 
 def collate(items: Sequence[Item]) -> Batch:
-    """(samples, labels int64, indices int64, all notes)."""
+    """(samples, labels int64 (B,) or int8 (B, K), indices int64, all notes)."""
     samples, labels, indices, notes = zip(*items, strict=True)
     return (
         default_collate(list(samples)),
-        torch.tensor(labels),
+        default_collate(list(labels)),
         torch.tensor(indices),
         [note for some in notes for note in some],
     )

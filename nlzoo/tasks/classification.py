@@ -9,18 +9,19 @@ import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from nlzoo.models import create_model
 from nlzoo.network import Network
-from nlzoo.preprocessing import UNREADABLE, Normalize, Preprocessing
+from nlzoo.preprocessing import Normalize, Preprocessing
 from nlzoo.registry import places_of
 from nlzoo.tasks.optim import build_optimizer, build_schedule, freeze, host_norms, parameter_groups
 from nlzoo.tasks.recompute import recompute_
-from nlzoo.tasks.scores import ViewScores, accuracies
+from nlzoo.tasks.scores import MeanAveragePrecision, ViewScores, accuracies, readable
 from nlzoo.version import __version__
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -31,7 +32,11 @@ class Classification(LightningModule):
 
     Batches are (sample uint8 (B, C, *S), label int64 (B,), index int64 (B,)), *S being (T, H, W)
     or (H, W); a label of -1 is a file that could not be read. Test batches hold several crops:
-    (B, crops, C, *S).
+    (B, crops, C, *S). Of multi-label data (`preprocessing` says so) labels are int8 (B, K), ones
+    and zeros; scores are sigmoids, the loss is binary cross-entropy, the metric is mAP.
+
+    Attributes:
+        metric: by which the best checkpoint is chosen: top1, or map.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class Classification(LightningModule):
             schedule: a tenth at each milestone, or half a cosine.
             milestones: iterations.
             warmup: iterations of linear warm-up.
-            loss: cross-entropy, or binary cross-entropy of each class.
+            loss: cross-entropy, or binary cross-entropy of each class (always, of many labels).
             label_smoothing: share of the label given to all classes.
             mixup: alpha of Mixup (arXiv 1710.09412); 0: none.
             cutmix: alpha of CutMix (arXiv 1905.04899); 0: none. With both, a coin chooses.
@@ -107,19 +112,22 @@ class Classification(LightningModule):
         recompute_(self.model, activation_checkpointing or ())
         if compile:
             self.model.compile()
-        self.recipe, k = "", self.model.num_classes  # text of the effective recipe, for checkpoints
-        if (mixup or cutmix) and self.preprocessing.frames:
-            raise ValueError("mixup and cutmix mix images, the data are videos: leave them out")
+        self.recipe, self.seed = "", 0  # text of the effective recipe, for checkpoints
         if bn == "precise" and train != "all":
             raise ValueError(f"bn: precise re-estimates what train: {train} keeps: give bn: frozen")
-        self.smoothing, bce = label_smoothing, F.binary_cross_entropy_with_logits
-        self.loss = bce if loss == "bce" else F.cross_entropy
-        self.mix = _mix(mixup, cutmix, k)
-        top1 = MulticlassAccuracy(k, average="micro")
-        self.running: Any = nn.ModuleDict({"loss": MeanMetric(), "top1": top1})  # of this epoch
-        self.val_metrics = accuracies(k).clone(prefix="val/")
-        self.val_loss = MeanMetric()
-        self.seed = 0
+        self.smoothing, self.mix = label_smoothing, _mix(mixup, cutmix, self.model)
+        self._make_metrics(loss)
+
+    def _make_metrics(self, loss: str) -> None:
+        """The loss, and the metrics of training and of validation."""
+        self.multilabel = self.preprocessing.multilabel
+        bce = F.binary_cross_entropy_with_logits
+        self.loss = bce if loss == "bce" or self.multilabel else F.cross_entropy
+        self.metric = "map" if self.multilabel else "top1"
+        self.running: Any = nn.ModuleDict({"loss": MeanMetric()})  # of this epoch
+        if not self.multilabel:
+            self.running["top1"] = MulticlassAccuracy(self.model.num_classes, average="micro")
+        self.val_metrics, self.val_loss = self._metrics("val/"), MeanMetric()
 
     # -- training ---------------------------------------------------------------------------
 
@@ -131,13 +139,17 @@ class Classification(LightningModule):
         if self.mix and data.batch_size < 2:
             raise ValueError("mixup and cutmix mix the files of a batch: data.batch_size 1 has one")
 
-    def configure_optimizers(self) -> Any:
-        """One optimizer, one schedule stepped each iteration."""
+    def make_optimizer(self) -> Optimizer:
+        """Of all that trains."""
         hp = self.hparams
         groups = parameter_groups(
             self.model, hp["lr"], hp["weight_decay"], hp["head_lr"], hp["layer_decay"]
         )
-        optimizer = build_optimizer(groups, hp["optimizer"], hp["lr"])
+        return build_optimizer(groups, hp["optimizer"], hp["lr"])
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer, one schedule stepped each iteration."""
+        hp, optimizer = self.hparams, self.make_optimizer()
         total = int(self.trainer.estimated_stepping_batches)
         milestones = tuple(hp["milestones"] or ())
         scheduler = build_schedule(optimizer, total, hp["schedule"], hp["warmup"], milestones)
@@ -168,14 +180,16 @@ class Classification(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one sample a file; accuracy is that of the label that it has most of."""
         x, label, _ = batch
-        target = F.one_hot(label, self.model.num_classes).float()
+        hot = label if self.multilabel else F.one_hot(label, self.model.num_classes)
+        target = hot.float()
         if self.mix:
             x, target = self.mix(self.model.normalize(x), label)
         logits = self.model(x)
         smooth = target * (1 - self.smoothing) + self.smoothing / target.shape[1]
         loss: Tensor = self.loss(logits, smooth)
         self.running["loss"].update(loss.detach(), len(x))
-        self.running["top1"].update(logits, target.argmax(1))
+        if "top1" in self.running:
+            self.running["top1"].update(logits, target.argmax(1))
         self.log("train/loss_step", loss)
         for name, metric in self.running.items():
             self.log(f"train/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
@@ -195,9 +209,15 @@ class Classification(LightningModule):
         x, label, _ = batch
         fresh = self._fresh(len(label), self.trainer.val_dataloaders)
         logits, label = self.model(x)[fresh], label[fresh]
-        if (read := label != UNREADABLE).any():
-            self.val_loss(F.cross_entropy(logits[read], label[read]), int(read.sum()))
-            self.val_metrics(logits, label)
+        if (read := readable(label)).any():
+            logits, label = logits[read].double(), label[read]
+            loss = (
+                F.cross_entropy(logits, label)
+                if not self.multilabel
+                else self.loss(logits, label.double())
+            )
+            self.val_loss(loss, len(label))
+            self.val_metrics.update(self.preprocessing.scores(logits), label)
         self.log("val/loss", self.val_loss, on_epoch=True)
         self.log_dict(self.val_metrics, on_epoch=True, prog_bar=False)
 
@@ -207,7 +227,8 @@ class Classification(LightningModule):
         loader: Any = self.trainer.test_dataloaders
         self.clips: int = self.trainer.datamodule.clips  # type: ignore[attr-defined]
         files = len(loader.dataset) // self.clips
-        self.test_scores = ViewScores(files, self.model.num_classes).to(self.device)
+        pool, k = self.preprocessing.pool, self.model.num_classes
+        self.test_scores = ViewScores(files, k, pool, self.multilabel).to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """One view a row, several crops a view: (B, crops, C, *S)."""
@@ -216,15 +237,21 @@ class Classification(LightningModule):
         views, label, index = views[fresh], label[fresh], index[fresh]
         if len(label):
             logits = self.model(views.flatten(0, 1)).float()
-            probabilities = logits.softmax(1).unflatten(0, views.shape[:2])
-            self.test_scores.update(probabilities, label, index // self.clips)
+            scores = self.preprocessing.scores(logits.double()).unflatten(0, views.shape[:2])
+            self.test_scores.update(scores, label, index // self.clips)
 
     def on_test_epoch_end(self) -> None:
-        """Average over views, then the accuracies; `test_results` keeps `ViewScores.compute`."""
+        """Join the views, then the metrics; `test_results` keeps `ViewScores.compute`."""
         self.test_results = self.test_scores.compute()
-        labels, scores = self.test_results[:, 0].long(), self.test_results[:, 2:]
-        metrics = accuracies(self.model.num_classes).clone(prefix="test/").to(self.device)
-        self.log_dict(metrics(scores, labels))
+        k = self.model.num_classes
+        labels, _, scores = self.test_results.tensor_split((-k - 1, -k), 1)
+        labels = (labels if self.multilabel else labels[:, 0]).long()
+        self.log_dict(self._metrics("test/").to(self.device)(scores, labels))
+
+    def _metrics(self, prefix: str) -> MetricCollection:
+        k = self.model.num_classes
+        many = MetricCollection({"map": MeanAveragePrecision(k)})
+        return (many if self.multilabel else accuracies(k)).clone(prefix=prefix)
 
     def _fresh(self, n: int, loader: Any) -> Tensor:
         """Which of the next n samples are not padding that a distributed sampler repeated.
@@ -298,13 +325,15 @@ def _network(
     return made
 
 
-def _mix(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor], Any] | None:
+def _mix(mixup: float, cutmix: float, model: Network) -> Callable[[Tensor, Tensor], Any] | None:
     """(x, label (B,)) -> (x, shares of the labels (B, K)), by torch's random numbers."""
     mixes: list[Any] = []
     if min(mixup, cutmix) < 0:
         raise ValueError(f"mixup = {mixup}, cutmix = {cutmix}: expected 0 or more")
+    if (mixup or cutmix) and model.preprocessing.frames:
+        raise ValueError("mixup and cutmix mix images, the data are videos: leave them out")
     if mixup:
-        mixes.append(v2.MixUp(alpha=mixup, num_classes=classes))
+        mixes.append(v2.MixUp(alpha=mixup, num_classes=model.num_classes))
     if cutmix:
-        mixes.append(v2.CutMix(alpha=cutmix, num_classes=classes))
+        mixes.append(v2.CutMix(alpha=cutmix, num_classes=model.num_classes))
     return v2.RandomChoice(mixes) if mixes else None

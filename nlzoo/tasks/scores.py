@@ -1,13 +1,27 @@
-"""Scores of videos and images: accuracies, and the average over views of the 30-view test."""
+"""Scores of videos and images: accuracies, mean average precision, and views of a test."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MultilabelAveragePrecision,
+)
+from torchmetrics.functional.classification import (
+    binary_average_precision,
+    binary_precision_recall_curve,
+)
+from torchmetrics.utilities import dim_zero_cat
 
 from nlzoo.preprocessing import UNREADABLE
+
+
+def readable(labels: Tensor) -> Tensor:
+    """Which of the labels, (B,) or (B, K), are of files that could be read: bool (B,)."""
+    return (labels if labels.ndim == 1 else labels[:, 0]) != UNREADABLE
 
 
 class MeanClassAccuracy(MulticlassConfusionMatrix):
@@ -23,6 +37,49 @@ class MeanClassAccuracy(MulticlassConfusionMatrix):
         return (confusion.diagonal() / support)[support > 0].mean()
 
 
+class MeanAveragePrecision(MultilabelAveragePrecision):
+    """Of scores (B, K) in [0, 1] and labels (B, K): the mean over the classes that occur.
+
+    NaN where no class does. A row of -1 is a file that could not be read.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, average="none", validate_args=False)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add files."""
+        read = readable(target)
+        super().update(preds[read], target[read].long())
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """Scalar in [0, 1]."""
+        occurs = dim_zero_cat(self.target).any(0) if self.target else torch.zeros(0)
+        if not occurs.any():
+            return torch.tensor(torch.nan, device=self.device)
+        each: Any = super().compute()
+        return each[occurs].mean()
+
+
+def of_class(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """How well scores (N,) in [0, 1] tell the files of one class, labels (N,) of zeros and ones.
+
+    How many have it, and if any: the average precision, the highest F1, and the (highest)
+    threshold that gives it.
+    """
+    positives = int(labels.sum())
+    if not positives:
+        return {"positives": 0}
+    precision, recall, thresholds = binary_precision_recall_curve(scores, labels.long())
+    f1 = (2 * precision * recall / (precision + recall).clamp(min=1e-12))[:-1]
+    best = len(f1) - 1 - int(f1.flip(0).argmax())
+    return {
+        "positives": positives,
+        "average_precision": float(binary_average_precision(scores, labels.long())),
+        "f1": float(f1[best]),
+        "threshold": float(thresholds[best]),
+    }
+
+
 def accuracies(classes: int) -> MetricCollection:
     """top1, top5 (fewer where there are fewer classes), mean_class of (B, K) and labels (B,)."""
     options: dict[str, Any] = {"num_classes": classes, "ignore_index": UNREADABLE}
@@ -36,35 +93,43 @@ def accuracies(classes: int) -> MetricCollection:
 
 
 class ViewScores(Metric):
-    """Sum of softmax scores over the views of each file, exact on any number of processes.
+    """Scores over the views of each file, exact on any number of processes: mean, or maximum.
 
-    Softmax first, then the average (released code; paper section 4.1). A file of which no view
-    could be read has no score.
+    Softmax or sigmoid first (released code; paper section 4.1). A file of which no view could be
+    read has no score.
     """
 
     scores: Tensor
     views: Tensor
     labels: Tensor
 
-    def __init__(self, videos: int, classes: int) -> None:
+    def __init__(self, videos: int, classes: int, pool: str = "mean", many: bool = False) -> None:
+        """`many`: a label is a row of K."""
         super().__init__()
+        self.pool, many_of = pool, classes if many else 1
         zeros = torch.zeros(videos, classes, dtype=torch.float64)
-        self.add_state("scores", zeros, dist_reduce_fx="sum")
+        none = torch.full((videos, many_of), UNREADABLE)
+        self.add_state("scores", zeros, dist_reduce_fx="sum" if pool == "mean" else "max")
         self.add_state("views", torch.zeros(videos, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("labels", torch.full((videos,), UNREADABLE), dist_reduce_fx="max")
+        self.add_state("labels", none, dist_reduce_fx="max")
 
-    def update(self, probabilities: Tensor, label: Tensor, video: Tensor) -> None:
-        """Add views: probabilities (B, views, K), label (B,), video (B,) from 0."""
-        read = label != UNREADABLE
-        video, views = video[read], probabilities.shape[1]
-        self.scores.index_add_(0, video, probabilities[read].double().sum(1))
-        self.views.index_add_(0, video, torch.full_like(video, views))
-        self.labels[video] = label[read]
+    def update(self, scores: Tensor, label: Tensor, video: Tensor) -> None:
+        """Add views: scores (B, views, K) from 0, label (B,) or (B, K), video (B,) from 0."""
+        read = readable(label)
+        video, scores = video[read], scores[read].double()
+        if self.pool == "mean":
+            self.scores.index_add_(0, video, scores.sum(1))
+        else:
+            self.scores.index_reduce_(0, video, scores.amax(1), "amax")
+        self.views.index_add_(0, video, torch.full_like(video, scores.shape[1]))
+        self.labels[video] = label[read].long().view(len(video), self.labels.shape[1])
 
     def compute(self) -> Tensor:
-        """(V, 2 + K) float64: label, number of views, mean score of each class (0: unreadable).
+        """(V, L + 1 + K) float64: label or labels, number of views, score of each class.
 
-        One tensor, because torchmetrics turns a result of one element into a scalar.
+        The scores of unreadable files are 0. One tensor, because torchmetrics turns a result of one
+        element into a scalar.
         """
-        means = self.scores / self.views.clamp(min=1)[:, None]
-        return torch.cat([self.labels[:, None], self.views[:, None], means], 1)
+        views = self.views[:, None]
+        pooled = self.scores / views.clamp(min=1) if self.pool == "mean" else self.scores
+        return torch.cat([self.labels, views, pooled], 1)
