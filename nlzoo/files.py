@@ -21,6 +21,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("NLZOO_CACHE") or "~/.cache/nlzoo").expanduser()
 
 
+def offline() -> bool:
+    """Whether $NLZOO_OFFLINE forbids the network."""
+    return os.environ.get("NLZOO_OFFLINE", "0") not in ("", "0")
+
+
 def read_text(path: str | Path) -> str:
     """A text file in UTF-8, with or without a byte order mark.
 

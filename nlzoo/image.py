@@ -4,11 +4,13 @@ import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import huggingface_hub.constants
 import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from nlzoo.files import offline
 from nlzoo.folded import FoldedNetwork
 from nlzoo.insert import runs_children
 from nlzoo.names import check_choice, nearest
@@ -84,6 +86,8 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
         raise ValueError(f"timm has no weights {name!r}{nearest(name, tagged)}")
+    if offline():  # timm's source of weights has a word of its own for it
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
@@ -91,8 +95,9 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     except (OSError, RuntimeError) as error:  # of the Hub's client; some are neither's subclass
         if not pretrained:
             raise ValueError(f"timm/{name}: {error}") from error
+        why = "NLZOO_OFFLINE is set" if offline() else type(error).__name__
         raise OSError(
-            f"cannot download the weights of timm/{name} ({type(error).__name__}); without them: "
+            f"cannot download the weights of timm/{name} ({why}); without them: "
             "pretrained: false in the recipe, or --task.pretrained false"
         ) from error
     classes = options.get("num_classes")

@@ -1,7 +1,9 @@
 """timm's backbones with blocks: places by name and stage, and nothing of timm's is lost."""
 
+import socket
 import warnings
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
@@ -193,6 +195,17 @@ def test_a_file_of_timm_s(tmp_path):
 def test_what_cannot_be(name, options, message):
     with pytest.raises(ValueError, match=message), torch.device("meta"):
         create_model(name, **options)
+
+
+def test_timm_is_not_asked_offline(monkeypatch):
+    """Without its retries: a connection would be an error of another class."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("the network is used"))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("a name is looked up"))
+    monkeypatch.setenv("NLZOO_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", "/nowhere")
+    with pytest.raises(OSError, match=r"weights of timm/resnet26t \(NLZOO_OFFLINE is set\)"):
+        image_model("resnet26t", pretrained=True)
 
 
 def test_costs_are_reported():

@@ -34,7 +34,7 @@ LAYERS = [
 ONLY = {
     "data": {"files", "names", "preprocessing", "program"},
     "weights": {"blocks", "files", "names", "network", "version", "geometry", "preprocessing"},
-    "image": {"names", "preprocessing", "folded", "residual", "insert"},
+    "image": {"files", "names", "preprocessing", "folded", "residual", "insert"},
     "program": {"names"},
     "run": {"files", "program", "version"},
 }

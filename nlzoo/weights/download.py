@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from nlzoo.files import cache_folder, write_whole
+from nlzoo.files import cache_folder, offline, write_whole
 from nlzoo.weights.magic import mistake
 from nlzoo.weights.transfer import ELSEWHERE, algorithm, transfer
 
@@ -140,8 +140,7 @@ def _sources(url: str, name: str) -> list[str | Path]:
     for source in sources:
         if isinstance(source, str) and not source.startswith(("http://", "https://")):
             raise ValueError(f"{name}: {source!r} is no http or https address: {ELSEWHERE}")
-    offline = os.environ.get("NLZOO_OFFLINE", "0") not in ("", "0")
-    return [source for source in sources if isinstance(source, Path) or not offline]
+    return [source for source in sources if isinstance(source, Path) or not offline()]
 
 
 def _from_first(sources: list[str | Path], file: _File, show: bool) -> str:
