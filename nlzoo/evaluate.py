@@ -50,8 +50,8 @@ def main(argv: Sequence[str]) -> None:
 
 def check_results(task: Any, data: Any) -> None:
     """Raise ValueError for a file whose scores are NaN."""
-    for file, result in zip(data.files("test"), task.test_results, strict=True):
-        check_scores(file, result[2:])
+    for file, scores in zip(data.files("test"), task.test_results.scores, strict=True):
+        check_scores(file, scores)
 
 
 def parser() -> ArgumentParser:
@@ -64,8 +64,16 @@ def parser() -> ArgumentParser:
 
 def stored_config(argv: Sequence[str], stored: dict[str, Any], checkpoint: str) -> Namespace:
     """That of the recipe that the checkpoint was trained by, with its network as it was built."""
-    if any(argument.startswith("--data.classes") for argument in argv):
-        raise ValueError("--data.classes: a checkpoint has its own class names; leave it out")
+    own = {
+        "--data.classes": "class names",
+        "--task.model": "network",
+        "--task.pretrained": "weights",
+    }
+    for option, what in own.items():
+        if any(argument.partition("=")[0] == option for argument in argv):
+            raise ValueError(
+                f"{option}: a checkpoint of nlzoo.fit has its own {what}; leave it out"
+            )
     spec = stored["nlzoo"]["model"]
     network = {"arch": spec["arch"], "non_local": spec["non_local"], "pretrained": checkpoint}
     recipe = yaml.safe_load(stored["nlzoo"]["recipe"])

@@ -1,9 +1,10 @@
-"""What a test found: `evaluation.json`, `scores.csv`, `confusion.png` and a table."""
+"""What a test found: `evaluation.json`, `scores.csv`, a picture or a list of classes, a table."""
 
 import csv
 import hashlib
 import io
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,38 @@ from torchmetrics.functional.classification import (
 )
 
 from nlzoo.files import whole_file, write_whole
+from nlzoo.tasks.scores import Results, of_class
+
+FEW = 25  # classes that there is room for
 
 
 def write_report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
-    """Write the files to the trainer's folder, and print the table.
+    """Write the files to the trainer's folder, and print the tables.
 
     Args:
         checkpoint: path of the weights.
-        task: after `trainer.test`, with `test_results` (F, 2 + K) of `ViewScores`.
+        task: after `trainer.test`, with `test_results` of `ViewScores`.
         data: with files, expected, found, views and classes.
         trainer: with the metrics.
     """
-    results = task.test_results.cpu()
-    read = results[results[:, 1] > 0]
-    labels, scores = read[:, 0].long(), read[:, 2:]
-    result = {
-        "correct": int((scores.argmax(1) == labels).sum()),
-        **{k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()},
-        "calibration_error": float(
-            multiclass_calibration_error(scores.float(), labels, len(data.classes))
-        ),
+    results = Results(*(part.cpu() for part in task.test_results))
+    read = results.views > 0
+    numbers = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()}
+    metrics = {k: v if isfinite(v) else None for k, v in numbers.items()}  # of no readable file
+    files = {
         "files_expected": data.expected["test"],
         "files_found": data.found["test"],
-        "files_unreadable": len(results) - len(read),
+        "files_unreadable": int((~read).sum()),
         "views": data.views,
         "checkpoint": checkpoint,
         "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
     }
-    confusion = multiclass_confusion_matrix(scores.argmax(1), labels, len(data.classes))
-    correct = confusion.diagonal() / confusion.sum(1)
-    by_class = {n: c for n, c in zip(data.classes, correct.tolist(), strict=True) if c == c}
     folder = Path(trainer.default_root_dir)
-    whole = result | {"correct_by_class": by_class}  # without the classes that do not occur
-    write_whole(folder / "evaluation.json", json.dumps(whole, indent=2) + "\n")
+    tell = _tell_many if task.multilabel else _tell_one
+    facts, by_class, last = tell(folder, results.scores[read], results.labels[read], data.classes)
+    result = facts | metrics | files
+    write_whole(folder / "evaluation.json", json.dumps(result | by_class, indent=2) + "\n")
     _write_scores(folder / "scores.csv", data, results)
-    write_whole(folder / "confusion.png", draw_confusion(confusion, data.classes))
     table = Table(show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -58,28 +56,62 @@ def write_report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
         table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
-    names = ("evaluation.json", "scores.csv", "confusion.png")
+    names = ("evaluation.json", "scores.csv", last)
     console.print(f"Written: {', '.join(str(folder / name) for name in names)}")
 
 
-def _write_scores(path: Path, data: Any, results: Tensor) -> None:
-    """One row a file: path, label, views used, and the score of each class."""
+Told = tuple[dict[str, Any], dict[str, Any], str]  # facts, those of classes, the file written
+
+
+def _tell_one(folder: Path, scores: Tensor, labels: Tensor, classes: list[str]) -> Told:
+    """One label a file: accuracies and the confusion matrix."""
+    confusion = multiclass_confusion_matrix(scores.argmax(1), labels, len(classes))
+    write_whole(folder / "confusion.png", draw_confusion(confusion, classes))
+    correct = confusion.diagonal() / confusion.sum(1)
+    by_class = {n: c for n, c in zip(classes, correct.tolist(), strict=True) if c == c}
+    error = multiclass_calibration_error(scores.float(), labels, len(classes))
+    facts = {"correct": int(confusion.diagonal().sum()), "calibration_error": float(error)}
+    return facts, {"correct_by_class": by_class}, "confusion.png"  # of classes that occur
+
+
+def _tell_many(folder: Path, scores: Tensor, labels: Tensor, classes: list[str]) -> Told:
+    """Many labels a file: a row a class."""
+    columns = zip(classes, scores.T, labels.T, strict=True)
+    found = {name: of_class(score, label) for name, score, label in columns}
+    keys = ("positives", "average_precision", "f1", "threshold")
+    text = io.StringIO()
+    rows = csv.DictWriter(text, ("class", *keys))
+    rows.writeheader()
+    rows.writerows({"class": name, **facts} for name, facts in found.items())
+    write_whole(folder / "classes.csv", text.getvalue())
+    if len(classes) <= FEW:
+        table = Table("class", *keys)
+        for name, facts in found.items():
+            table.add_row(name, *(f"{facts[k]:.4g}" if k in facts else "" for k in keys))
+        Console(soft_wrap=True, highlight=False).print(table)
+    without = sum(not facts["positives"] for facts in found.values())
+    return {"classes_without_files": without}, {"by_class": found}, "classes.csv"
+
+
+def _write_scores(path: Path, data: Any, results: Results) -> None:
+    """One row a file: path, label or labels, views used, and the score of each class."""
     with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as text:
         rows = csv.writer(text)
         rows.writerow(("file", "label", "views", *data.classes))
-        for file, result in zip(data.files("test"), results, strict=True):
-            label, views, *scores = result.tolist()
-            rows.writerow((file, int(label), int(views), *(f"{score:.9g}" for score in scores)))
+        for file, label, views, scores in zip(data.files("test"), *results, strict=True):
+            several = " ".join(map(str, label.nonzero().flatten().tolist()))
+            said = several if label.ndim and views else int(label.min())
+            rows.writerow((file, said, int(views), *(f"{x:.9g}" for x in scores.tolist())))
 
 
 def draw_confusion(confusion: Tensor, classes: list[str]) -> bytes:
     """Counts (K, K), rows being labels and columns answers, as shares of a row: a PNG.
 
-    Names and counts are written where there is room for them, up to 25 classes.
+    Names and counts are written where there is room for them, up to `FEW` classes.
     """
     from matplotlib.figure import Figure
 
-    few = len(classes) <= 25
+    few = len(classes) <= FEW
     side = 2.5 + 0.45 * len(classes) if few else 9
     figure = Figure(figsize=(side + 1, side), layout="compressed")
     axes = figure.subplots()

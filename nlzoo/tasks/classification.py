@@ -241,12 +241,9 @@ class Classification(LightningModule):
             self.test_scores.update(scores, label, index // self.clips)
 
     def on_test_epoch_end(self) -> None:
-        """Join the views, then the metrics; `test_results` keeps `ViewScores.compute`."""
-        self.test_results = self.test_scores.compute()
-        k = self.model.num_classes
-        labels, _, scores = self.test_results.tensor_split((-k - 1, -k), 1)
-        labels = (labels if self.multilabel else labels[:, 0]).long()
-        self.log_dict(self._metrics("test/").to(self.device)(scores, labels))
+        """Join the views, then the metrics; `test_results` keeps what was joined."""
+        self.test_results = found = self.test_scores.results()
+        self.log_dict(self._metrics("test/").to(self.device)(found.scores, found.labels))
 
     def _metrics(self, prefix: str) -> MetricCollection:
         k = self.model.num_classes

@@ -1,6 +1,6 @@
 """Scores of videos and images: accuracies, mean average precision, and views of a test."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torchmetrics.classification import (
 from torchmetrics.functional.classification import (
     binary_average_precision,
     binary_precision_recall_curve,
+    multilabel_average_precision,
 )
 from torchmetrics.utilities import dim_zero_cat
 
@@ -53,11 +54,11 @@ class MeanAveragePrecision(MultilabelAveragePrecision):
 
     def compute(self) -> Tensor:  # type: ignore[override]
         """Scalar in [0, 1]."""
-        occurs = dim_zero_cat(self.target).any(0) if self.target else torch.zeros(0)
-        if not occurs.any():
+        if len(self.target) == 0 or not (target := dim_zero_cat(self.target)).any():
             return torch.tensor(torch.nan, device=self.device)
-        each: Any = super().compute()
-        return each[occurs].mean()
+        occurs = target.any(0)
+        scores, labels = dim_zero_cat(self.preds)[:, occurs], target[:, occurs]
+        return multilabel_average_precision(scores, labels, labels.shape[1], validate_args=False)
 
 
 def of_class(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -92,6 +93,14 @@ def accuracies(classes: int) -> MetricCollection:
     )
 
 
+class Results(NamedTuple):
+    """Of a test, a row a file."""
+
+    labels: Tensor  # int64 (F,), or (F, K) of many labels; -1: unreadable
+    views: Tensor  # int64 (F,): how many were read
+    scores: Tensor  # float64 (F, K)
+
+
 class ViewScores(Metric):
     """Scores over the views of each file, exact on any number of processes: mean, or maximum.
 
@@ -120,7 +129,8 @@ class ViewScores(Metric):
         if self.pool == "mean":
             self.scores.index_add_(0, video, scores.sum(1))
         else:
-            self.scores.index_reduce_(0, video, scores.amax(1), "amax")
+            for file, highest in zip(video, scores.amax(1), strict=True):  # one may be there twice
+                self.scores[file] = self.scores[file].maximum(highest)
         self.views.index_add_(0, video, torch.full_like(video, scores.shape[1]))
         self.labels[video] = label[read].long().view(len(video), self.labels.shape[1])
 
@@ -128,8 +138,15 @@ class ViewScores(Metric):
         """(V, L + 1 + K) float64: label or labels, number of views, score of each class.
 
         The scores of unreadable files are 0. One tensor, because torchmetrics turns a result of one
-        element into a scalar.
+        element into a scalar; see `results`.
         """
         views = self.views[:, None]
         pooled = self.scores / views.clamp(min=1) if self.pool == "mean" else self.scores
         return torch.cat([self.labels, views, pooled], 1)
+
+    def results(self) -> Results:
+        """The same in parts."""
+        k = self.scores.shape[1]
+        labels, views, scores = self.compute().tensor_split((-k - 1, -k), 1)
+        labels = labels.long() if labels.shape[1] == k else labels[:, 0].long()
+        return Results(labels, views[:, 0].long(), scores)
