@@ -242,8 +242,9 @@ def test_evaluate_needs_the_videos_of_its_split_only(videos, run, report, tmp_pa
     argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--run", str(tmp_path)]
     evaluate.main([*argv, "--data", str(tmp_path / "set")])
     assert json.loads((tmp_path / "evaluation.json").read_text()) == report[0]
-    with pytest.raises(ValueError, match="a checkpoint has its own class names"):
-        evaluate.main([*argv, "--data.classes", "kinetics400"])
+    for option, what in (("data.classes", "class names"), ("task.model", "network")):
+        with pytest.raises(ValueError, match=f"--{option}: a checkpoint .* has its own {what}"):
+            evaluate.main([*argv, f"--{option}", "i3d_r50"])
 
 
 def test_checkpoints_of_others_are_refused(run, tmp_path, capsys):
