@@ -74,11 +74,12 @@ def open_set(path: str) -> StreamedSet | None:
     Raises:
         FileNotFoundError: nothing at the URL, or a chunk of the folder is missing.
         OSError: the store does not answer.
-        ValueError: the set is not finished, or a chunk of the folder is truncated.
+        ValueError: the set is not finished, a chunk of the folder is truncated, no LitData.
     """
     remote = "://" in path
     if not remote and not Path(path, MANIFEST).is_file():
         return None
+    import_litdata()
     base = path.rstrip("/") if remote else os.path.normpath(path)
     root = _download(base) if remote else Path(base)
     manifest = read_manifest(root)
@@ -161,7 +162,6 @@ def _options(url: str) -> dict[str, Any]:
 
 def _download(url: str) -> Path:
     """Manifest, lists and indices of a set in a folder that this process keeps to its end."""
-    import_litdata()
     from litdata.streaming.downloader import get_downloader
 
     if not url.startswith(("s3://", "gs://", "azure://")):
@@ -195,8 +195,8 @@ def _retried(read: Callable[[], Any], name: Callable[[], str]) -> Any:
         except Exception as error:  # every store has its own
             failures += 1
             where, reason = name(), " ".join(str(error).split()) or type(error).__name__
-            answer = getattr(error, "response", {}).get("ResponseMetadata", {})
-            status = answer.get("HTTPStatusCode", 0)
+            answer = getattr(error, "response", None) or {}  # of S3
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if status == 404 or isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(f"{where} is not there: {reason}") from error
             if "://" not in where or (400 <= status < 500 and status not in (408, 429)):

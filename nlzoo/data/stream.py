@@ -88,7 +88,8 @@ def _sources(files: Files, rows: Sequence[Row]) -> list[Source]:
 
 def _find_lists(root: Path) -> list[Path]:
     """Lists and class names, where the layouts look for them."""
-    found = (p for folder in (root, root / "annotations") for p in folder.glob("*.*"))
+    folders = (root, root / "annotations", root / "Charades")
+    found = (path for folder in folders for path in folder.glob("*.*"))
     return sorted(p for p in found if p.suffix in (".csv", ".txt") and p.name != "bad_files.txt")
 
 

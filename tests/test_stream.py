@@ -1,0 +1,262 @@
+"""Sets in chunks: written whole or to be gone on with, read as the files they were made of."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from object_store import BUCKET, own_store  # noqa: F401
+from PIL import Image
+
+from nlzoo import program
+from nlzoo.data import chunks, stream
+from nlzoo.data.images import Images
+from nlzoo.data.kinetics import Kinetics
+from nlzoo.data.sample import make_sample
+from nlzoo.data.sample_images import make_images
+from nlzoo.preprocessing import Preprocessing
+
+litdata = pytest.importorskip("litdata")
+
+SMALL = 100_000  # bytes of a chunk: about seven clips of the sample
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    return make_sample(tmp_path_factory.mktemp("videos") / "set", train=24, val=7)
+
+
+@pytest.fixture(scope="module")
+def streamed(videos, tmp_path_factory):
+    return write(videos, tmp_path_factory.mktemp("streamed") / "set")
+
+
+def write(source, dest, *options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "CHUNK", SMALL)
+        stream.main([str(source), str(dest), *options])
+    return dest
+
+
+def kinetics(path, workers=0):
+    sizes = {"scale": (34, 40), "crop": 32, "test_size": 40, "test_crop": 32}
+    return Kinetics(str(path), stride=1, batch_size=4, workers=workers, clips=2, **sizes)
+
+
+def images(path):
+    data = Images(str(path), batch_size=4, workers=0)
+    data.preprocessing = Preprocessing(frames=0, crop=32, test_size=40, test_crop=32)
+    return data
+
+
+def assert_same_batches(data, other):
+    assert data.classes == other.classes
+    assert data.expected == other.expected
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        for batch, same in zip(getattr(data, loader)(), getattr(other, loader)(), strict=True):
+            assert not batch[3]
+            assert all(map(torch.equal, batch[:3], same[:3]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_the_files(videos, streamed, workers):
+    assert len(list((streamed / "train").glob("*.bin"))) > 2
+    assert_same_batches(kinetics(streamed, workers), kinetics(videos))
+
+
+def test_batches_are_those_of_the_images(tmp_path):
+    folder = make_images(tmp_path / "images", train=12, val=6)
+    with tarfile.open(tmp_path / "set.tar", "w") as tar:
+        tar.add(folder, "set")
+    (tmp_path / "packed").mkdir()
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / "packed" / f"{split}.tar", "w") as tar:
+            tar.add(folder / split, ".")
+    for source in (folder, tmp_path / "packed"):
+        dest = write(source, tmp_path / f"{source.name}_chunks", "--images")
+        assert_same_batches(images(dest), images(folder))
+
+
+def test_lists_are_those_of_the_source(videos, tmp_path):
+    """Absolute paths, and files that are missing."""
+    for split in ("train", "val"):
+        paths = sorted((videos / split).iterdir())
+        lines = [f"{tmp_path / 'set' / split / p.name} {i % 3}\n" for i, p in enumerate(paths)]
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for path in paths[1:]:
+            shutil.copy(path, tmp_path / "set" / split)
+        (tmp_path / "set" / f"{split}.txt").write_text("".join(lines))
+    data, other = (kinetics(p) for p in (write(tmp_path / "set", tmp_path / "c"), tmp_path / "set"))
+    assert (data.expected["train"], data.found["train"]) == (24, 23)
+    assert_same_batches(data, other)
+
+
+def test_memory_stays(streamed):
+    """300 clips decoded from chunks."""
+    loader = kinetics(streamed).train_dataloader()
+    resident = []
+    for epoch in range(13):
+        loader.sampler.set_epoch(epoch)
+        for _ in loader:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+    assert resident[-1] - resident[2] < 8, resident  # MB; 250 clips are 25 MB
+
+
+# -- writing --------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from nlzoo.data import stream
+stream.CHUNK = {chunk}
+replace, names = Path.replace, []
+def kill(self, target):
+    if str(target).endswith(".bin"):
+        names.append(target)
+        if len(names) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+Path.replace = kill
+stream.main(sys.argv[1:])
+"""
+
+
+def test_a_killed_writer_goes_on(videos, streamed, tmp_path, capsys):
+    dest = tmp_path / "set"
+    command = [sys.executable, "-c", KILLED.format(chunk=SMALL), str(videos), str(dest)]
+    assert subprocess.run(command, stderr=subprocess.PIPE).returncode == -signal.SIGKILL
+    there = {path: path.stat().st_ino for path in dest.glob("*/*.bin")}
+    assert [path.name for path in sorted(there)] == ["chunk-0-0.bin", "chunk-0-1.bin"]
+    with pytest.raises(ValueError, match="is not finished"):
+        kinetics(dest)
+    write(videos, dest)
+    assert {path: path.stat().st_ino for path in there} == there
+    assert contents(dest) == contents(streamed)
+    write(videos, dest)  # finished: nothing changes
+    assert contents(dest) == contents(streamed)
+    assert "Next: " in capsys.readouterr().err
+
+
+def contents(folder):
+    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    for name in ("train/index.json", "val/index.json"):
+        files[name] = json.loads(files[name])["chunks"]  # without the time
+    return files
+
+
+def bad_sources(videos, dest):
+    """Name, and what is said, of sources and destinations that are refused."""
+    base = dest.parent
+    (base / "plain").mkdir()
+    shutil.copy(next((videos / "val").iterdir()), base / "plain/a.mp4")
+    yield base / "plain", dest, "nothing to read in .*expected train.csv"
+    (base / "frames/train/a/film").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(base / "frames/train/a/film/1.jpg")
+    yield base / "frames", dest, "film is a folder of frames: make a video of it"
+    (base / "outside").mkdir()
+    (base / "outside/train.txt").write_text(f"{base / 'plain/a.mp4'} 0\n")
+    yield base / "outside", dest, r"a.mp4 is outside .*outside: link it there"
+    (base / "missing").mkdir()
+    (base / "missing/train.txt").write_text("b.mp4 0\n")
+    yield base / "missing", dest, r"train.txt, line 1: none of its 1 files is there"
+    (base / "full").mkdir()
+    (base / "full/a").touch()
+    yield videos, base / "full", "full holds something else; write to another folder"
+    yield videos, base / "full/a", "a holds something else"
+    yield videos, videos / "chunks", "chunks is inside .*set; write to another folder"
+    yield base / "nowhere", dest, "no data folder '.*nowhere'"
+
+
+def test_bad_sources_are_refused(videos, streamed, tmp_path):
+    for source, dest, words in bad_sources(videos, tmp_path / "dest"):
+        with pytest.raises((ValueError, OSError), match=words) as caught:
+            stream.main([str(source), str(dest)])
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "dest").exists()
+    with pytest.raises(ValueError, match="holds chunks of other files"):
+        stream.main([str(make_sample(tmp_path / "other", 4, 4)), str(streamed)])
+    with pytest.raises(ValueError, match="is a streamed set already: copy it"):
+        stream.main([str(streamed), str(tmp_path / "again")])
+    with pytest.raises(ValueError, match="--splits 'a/b': expected names"):
+        stream.main([str(videos), str(tmp_path / "again"), "--splits", "a/b"])
+
+
+def test_errors_are_one_line_and_exit_code_two(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        program.run(stream.main, [str(tmp_path), str(tmp_path / "chunks")])
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+def test_bad_sets_are_refused(streamed, tmp_path):
+    def copy(name):
+        return Path(shutil.copytree(streamed, tmp_path / name))
+
+    (copy("missing") / "val/chunk-0-0.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"val/chunk-0-0.bin is missing: copy it again"):
+        kinetics(tmp_path / "missing")
+    chunk = copy("truncated") / "train/chunk-0-1.bin"
+    os.truncate(chunk, 50_000)
+    with pytest.raises(ValueError, match=r"chunk-0-1.bin has 50000 bytes instead of \d+: copy"):
+        kinetics(tmp_path / "truncated")
+    (copy("other") / "stream.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"stream.json is not of a streamed set"):
+        kinetics(tmp_path / "other")
+    with pytest.raises(ValueError, match="is a set of videos, not of images"):
+        images(streamed)
+    with pytest.raises(ValueError, match="ftp://a/b: expected a folder, or s3://"):
+        kinetics("ftp://a/b")
+
+
+def test_dropped_connections_change_nothing(videos, streamed, store, monkeypatch):
+    monkeypatch.setattr(chunks, "PAUSE", 0.001)
+    url = store.sync(streamed, "dropped")
+    store.line.breaks = [0, 300]  # at once, in the head
+    data = kinetics(url)
+    assert store.line.broken == 2
+    store.line.breaks = [0, *[6_000] * 8]  # a file is two answers, a short one and a long one
+    assert_same_batches(data, kinetics(videos))
+    assert (store.line.broken, store.line.breaks) == (7, [])
+    assert str(data.files("val")[0]).startswith(f"{url}/val/")
+
+
+def test_workers_read_from_the_store(videos, streamed, store):
+    assert_same_batches(kinetics(store.sync(streamed, "workers"), workers=2), kinetics(videos))
+
+
+def test_an_unreachable_store_is_said_after_retries(streamed, store, monkeypatch):
+    monkeypatch.setattr(chunks, "PAUSE", 0.001)
+    data = kinetics(store.sync(streamed, "unreachable"))
+    store.line.breaks = [0] * 100
+    before = store.line.broken
+    with pytest.raises(OSError, match=r"train/chunk-0-0.bin cannot be read, tried 6 times in"):
+        data.files("train")[0].read_bytes()
+    assert store.line.broken - before == chunks.TRIES
+    with pytest.raises(OSError, match=r"stream.json cannot be read, tried 6 times in") as caught:
+        kinetics(f"s3://{BUCKET}/unreachable")
+    assert "\n" not in str(caught.value)
+    store.line.breaks = []
+
+
+def test_bad_chunks_of_a_store_stop_training(streamed, store, monkeypatch):
+    """They are no damaged videos, which are replaced."""
+    monkeypatch.setattr(chunks, "PAUSE", 0.001)
+    data = kinetics(store.sync(streamed, "bad"))
+    store.client.delete_object(Bucket=BUCKET, Key="bad/train/chunk-0-0.bin")
+    with pytest.raises(FileNotFoundError, match=r"bad/train/chunk-0-0.bin is not there"):
+        list(data.train_dataloader())
+    half = (streamed / "train/chunk-0-0.bin").read_bytes()[:40_000]
+    store.client.put_object(Bucket=BUCKET, Key="bad/train/chunk-0-0.bin", Body=half)
+    with pytest.raises(OSError, match=r"bad/train/chunk-0-0.bin cannot be read"):
+        list(data.train_dataloader())
+    with pytest.raises(FileNotFoundError, match=r"s3://bucket/none/stream.json is not there"):
+        kinetics(f"s3://{BUCKET}/none")
