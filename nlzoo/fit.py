@@ -33,8 +33,9 @@ def main(argv: Sequence[str]) -> None:
         sys.stderr.write(f"nlzoo: interrupted; {again}\n")
         sys.exit(130)
     if trainer.global_step == done:
+        limit = "max_steps" if done == trainer.max_steps else "max_epochs"
         sys.stderr.write(
-            f"nlzoo: nothing to do, iteration {done} is the last; --trainer.max_epochs N goes on\n"
+            f"nlzoo: nothing to do, iteration {done} is the last; --trainer.{limit} N goes on\n"
         )
 
 

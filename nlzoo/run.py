@@ -175,7 +175,8 @@ class RunFolder(Checkpoint):
             "samples_per_second": self._rate(),
             "data_wait": self.waited / (self.waited + self.worked),
         }
-        self.rows.append(row)
+        earlier = [r for r in self.rows if r["epoch"] < row["epoch"]]  # not a part of this epoch
+        self.rows = [*earlier, row]
         shown = {"train/top1": "top-1", f"val/{self.metric}": f"validation {METRICS[self.metric]}"}
         said = "".join(f", {name} {row[key]:.3f}" for key, name in shown.items() if key in row)
         loss = f"epoch {row['epoch']:>3}  loss {row['train/loss']:.3f}"

@@ -149,6 +149,16 @@ def test_stopped_and_resumed_is_the_same(images, run, tmp_path):
         assert torch.equal(tensor, ends[1][name]), name
 
 
+def test_a_part_of_an_epoch_is_counted_once(images, tmp_path, capsys):
+    argv = [*options(images, tmp_path), "--resume", "auto", "--trainer.max_steps"]
+    for steps in ("4", "4", "6"):
+        fit.main([*argv, steps])
+    assert "iteration 4 is the last; --trainer.max_steps N goes on" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    assert [(row["epoch"], row["step"]) for row in rows] == [("1", "3"), ("2", "6")]
+    assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 2
+
+
 def test_weights_from_elsewhere_are_evaluated_by_a_recipe(images, tmp_path):
     torch.manual_seed(0)
     path = tmp_path / "w.safetensors"
