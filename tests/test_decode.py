@@ -253,14 +253,34 @@ def test_unreadable_files_raise_one_line_with_the_path(tmp_path, kind):
 
 
 def test_folder_of_frames(tmp_path):
-    for i in (1, 2, 10):
+    for i in (9, 10, 11):
         Image.new("RGB", (12, 8), (i, 2 * i, 0)).save(tmp_path / f"{i}.png")
     video = probe(tmp_path)
     assert (video.frames, video.width, video.height, video.fps) == (3, 12, 8, 0)
-    assert read_frames(tmp_path, [2, 0])[:, 0, 0].tolist() == [[10, 20, 0], [1, 2, 0]]
-    (tmp_path / "2.png").write_bytes(b"no picture")
-    with pytest.raises(Unreadable, match=r"2\.png"):
+    assert read_frames(tmp_path, [2, 0])[:, 0, 0].tolist() == [[11, 22, 0], [9, 18, 0]]
+    (tmp_path / "10.png").write_bytes(b"no picture")
+    with pytest.raises(Unreadable, match=r"10\.png"):
         read_frames(tmp_path, [1])
+
+
+@pytest.mark.parametrize(
+    ("names", "gap"),
+    [
+        (["A-000001.jpg", "A-000002.jpg", "A-000004.jpg"], "A-000004.jpg follows A-000002.jpg"),
+        (["1.jpg", "2.jpg", "10.jpg"], "10.jpg follows 2.jpg"),
+        (["a.jpg", "b.jpg", "d.jpg"], ""),
+        (["0.jpg", "5.jpg", "10.jpg"], ""),  # each fifth
+        (["a1.jpg", "a2.jpg", "b1.jpg"], ""),
+    ],
+)
+def test_a_folder_with_gaps(tmp_path, names, gap):
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    if gap:
+        with pytest.raises(Unreadable, match=f"frames are missing: {gap}"):
+            probe(tmp_path)
+    else:
+        assert probe(tmp_path).frames == 3
 
 
 def test_empty_folder_is_unreadable(tmp_path):

@@ -7,12 +7,13 @@ start. Decoding begins at the last key frame before the first wanted frame, skip
 frame needs, and converts wanted frames only. One thread: loaders have workers.
 """
 
+import re
 from bisect import bisect
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,20 @@ class FrameFolder:
         self.frames = len(self.files)
         if not self.files:
             raise Unreadable(f"{folder}: a folder without JPEG or PNG frames")
+        self._check_gaps()
+
+    def _check_gaps(self) -> None:
+        """Frames of which one is missing have other times than their positions say."""
+        found = [re.search(r"\d+$", path.stem) for path in self.files]
+        numbers = [int(match[0]) for match in found if match]
+        steps = [b - a for a, b in pairwise(numbers)]
+        if len(numbers) < self.frames or not steps or min(steps) < 1:  # not numbered
+            return
+        if (most := max(steps)) > min(steps):
+            before, after = (self.files[steps.index(most) + i].name for i in (0, 1))
+            raise Unreadable(
+                f"{self.files[0].parent}: frames are missing: {after} follows {before}"
+            )
 
     def __enter__(self) -> "FrameFolder":
         return self
