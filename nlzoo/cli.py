@@ -207,8 +207,8 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
     ]
     options["enable_model_summary"] = bool(options["enable_model_summary"])
     options["plugins"] = [*(options["plugins"] or []), WholeFiles()]
-    if options["logger"] is None:
-        options["logger"] = folder.logger()
+    if options["logger"] is None:  # Lightning would begin the events before data are looked at
+        options["logger"], folder.events = False, True
     try:
         return task, data, Trainer(**options)
     except MisconfigurationException as error:

@@ -65,6 +65,7 @@ class RunFolder(Checkpoint):
     def __init__(self, folder: Path, recipe: str, every: int, metric: str = "top1") -> None:
         self.folder, self.recipe, self.every = folder, recipe, every
         self.metric = metric  # a key of METRICS
+        self.events = False  # whether TensorBoard's are written, too
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0  # of earlier parts of this run
         self.val: dict[str, float] = {}  # of the validation of this epoch
@@ -91,10 +92,6 @@ class RunFolder(Checkpoint):
         )
         return [best, self]
 
-    def logger(self) -> TensorBoardLogger:
-        """Events beside the table."""
-        return TensorBoardLogger(self.folder, name="", version="tensorboard")
-
     # -- hooks ------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
@@ -106,10 +103,18 @@ class RunFolder(Checkpoint):
         self.rows, self.seconds = state["rows"], state["seconds"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the effective recipe; this also finds a folder that can't be written."""
+        """Start the clock."""
         self.started = time.monotonic()
-        if stage == "fit" and trainer.is_global_zero:
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the effective recipe; this also finds a folder that can't be written.
+
+        A run that is refused, as all that could was asked before, leaves no folder.
+        """
+        if trainer.is_global_zero:
             write_whole(self.folder / "recipe.yaml", self.recipe)
+        if self.events:
+            trainer.loggers = [TensorBoardLogger(self.folder, name="", version="tensorboard")]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what is about to happen; start counting, inside an epoch too."""

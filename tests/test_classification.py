@@ -47,7 +47,7 @@ def test_one_image_cannot_be_mixed():
     one = task(mixup=0.5)
     one._trainer = SimpleNamespace(datamodule=SimpleNamespace(batch_size=1))
     with pytest.raises(ValueError, match=r"data.batch_size 1 has one"):
-        one.on_fit_start()
+        one.setup("fit")
 
 
 def test_only_what_is_trained_changes_its_statistics():

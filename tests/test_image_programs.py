@@ -197,6 +197,7 @@ def test_average_weights_are_what_is_kept(images, tmp_path):
         (["--task.model", "timm/resnet10t", "--task.non_local.places", "layer9:1"], "layer9"),
         (["--task.model", "c2d_r18"], "c2d_r18 watches videos, the data are images"),
         (["--task.mixup", "0.2", "--data.batch_size", "1"], "mixup and cutmix mix the files"),
+        (["--data.batch_size", "64"], "24 training images cannot fill a batch of 1 x 64"),
         (["--data.augment", "rezised"], "augment"),
         (
             ["--data.augment", "resized", "--data.auto_augment", "rund"],
@@ -213,6 +214,7 @@ def test_bad_input_is_one_line(images, tmp_path, argv, message, capsys):
     assert exit_.value.code == 2
     assert message in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_sample_says_nothing_at_one_side():

@@ -131,13 +131,16 @@ class Classification(LightningModule):
 
     # -- training ---------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Nothing can be mixed in a batch of one."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and self.mix and data.batch_size < 2:
+            raise ValueError("mixup and cutmix mix the files of a batch: data.batch_size 1 has one")
+
     def on_fit_start(self) -> None:
-        """Remember the seed that the program set; nothing can be mixed in a batch of one."""
+        """Remember the seed that the program set."""
         self.seed = torch.initial_seed()
         self.train()  # Lightning leaves modes as they are; what is frozen has to be in its own
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.mix and data.batch_size < 2:
-            raise ValueError("mixup and cutmix mix the files of a batch: data.batch_size 1 has one")
 
     def make_optimizer(self) -> Optimizer:
         """Of all that trains."""
