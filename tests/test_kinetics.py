@@ -318,6 +318,7 @@ class Linear(LightningModule):
         assert len(batch) == 3
 
     def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches  # as schedules do: it makes the iterator
         return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
 
 

@@ -161,6 +161,14 @@ class TrainLoader(DataLoader[Any]):
             persistent_workers=workers > 0,
         )
 
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Workers read ahead once the first batch is asked for.
+
+        (Lightning makes the iterator before it restores the count of batches, where a schedule
+        asks for the number of iterations.)
+        """
+        yield from super().__iter__()
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing: having the method tells Lightning that resuming inside an epoch is exact."""
         return {}
