@@ -295,6 +295,7 @@ def test_weights_of_other_classes_are_refused(run, marks, tmp_path, capsys):
             *("--checkpoint", str(tmp_path / "five.safetensors"), "--data", str(marks)),
             *("--recipe", "i3d_nl_charades", "--recipe", "_actions_sample"),
             *("--task.model", "i3d_r18_nl1", "--task.arch", '{"width": 8}'),
+            *("--task.non_local", "null"),
         ],
     }
     for message, options in cases.items():

@@ -67,3 +67,19 @@ def test_by_time_two_rates_show_the_same_moments():
 def test_draws_are_a_function_of_the_key(key):
     assert clips.generator(*key).random() == clips.generator(*key).random()
     assert clips.generator(*key).random() != clips.generator(0, 0, 0).random()
+
+
+@given(**sizes, count=st.integers(1, 12))
+def test_segment_clips_are_those_of_the_released_code(length, frames, stride, count):
+    found = clips.segment_clips(length, frames, stride, count)
+    half = frames * stride // 2
+    for k, clip in enumerate(found):
+        centre = int(np.round((float(length) / count) * (k + 0.5)))
+        wanted = [centre - half + i * stride for i in range(frames)]
+        assert clip == [min(max(i, 0), length - 1) for i in wanted]
+
+
+def test_segment_clips_by_hand():
+    assert clips.segment_clips(100, 4, 2, 10)[0] == [1, 3, 5, 7]
+    assert clips.segment_clips(100, 4, 2, 10)[9] == [91, 93, 95, 97]
+    assert clips.segment_clips(6, 4, 2, 2) == [[0, 0, 2, 4], [0, 2, 4, 5]]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlzoo.data.classes import read_classes, to_split
+from nlzoo.data.classes import read_classes, single_labels, to_split
 from nlzoo.data.layouts import Files, plain, read_rows
 
 ROOT = Path(__file__).parent.parent
@@ -256,3 +256,60 @@ def test_binary_list_and_missing_things(tmp_path):
         Files(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="no class list 'kinetics4000'; built in"):
         read_classes(tmp_path, "kinetics4000", [])
+
+
+# -- many labels ----------------------------------------------------------------------------
+
+
+def many_of(root, classes=""):
+    """Labels by path below the root, and the class names."""
+    rows = read_rows(Files(root), "train", multilabel=True)
+    names = read_classes(root, classes, single_labels(rows))
+    found = to_split(rows, names, multilabel=True)
+    paths = [os.path.relpath(path, root) for path in found.files]
+    labels = [row.nonzero().flatten().tolist() for row in found.labels]
+    assert found.labels.shape == (len(paths), len(names))
+    return dict(zip(paths, labels, strict=True)), names
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a.mp4 0,2\nb c.mp4 1\n",
+        "a.mp4\t0, 2\nb c.mp4\t1\n",
+        'path,labels\na.mp4,"0,2"\nb c.mp4,1\n',
+        "a.mp4,0,2\n'b c.mp4',1\n",
+        "a.mp4 0,2,2\nb c.mp4 1,\n",
+    ],
+)
+def test_several_indices(tmp_path, text):
+    root = tree(tmp_path, "a.mp4", "b c.mp4", train__txt=text)
+    assert many_of(root) == ({"a.mp4": [0, 2], "b c.mp4": [1]}, ["0", "1", "2"])
+
+
+def test_several_names_one_of_them_with_a_comma(tmp_path):
+    text = 'a.mp4,"salt, pepper",onions\nb.mp4,onions, "too hot"\n'
+    root = tree(tmp_path, "a.mp4", "b.mp4", train__csv=text)
+    labels, names = many_of(root)
+    assert names == ["onions", "salt, pepper", "too hot"]
+    assert labels == {"a.mp4": [0, 1], "b.mp4": [0, 2]}
+
+
+def test_several_labels_of_folders_of_frames(tmp_path):
+    frames = [f"frames/{name}/{i:04d}.jpg" for name in ("v", "w 2") for i in (1, 2)]
+    root = tree(tmp_path, *frames, train__txt='frames/v 3,1\n"frames/w 2" 0\n')
+    assert many_of(root)[0] == {"frames/v": [1, 3], "frames/w 2": [0]}
+
+
+def test_class_folders_have_one_label_each(tmp_path):
+    root = tree(tmp_path, "train/a, b/v.mp4", "train/c/w.mp4")
+    labels, names = many_of(root)
+    assert (labels, names) == ({"train/a, b/v.mp4": [0], "train/c/w.mp4": [1]}, ["a, b", "c"])
+
+
+def test_several_labels_where_one_is_expected(tmp_path):
+    root = tree(tmp_path, "a.mp4", train__txt="a.mp4 0,1\n", classes__txt="x\ny\n")
+    with pytest.raises(ValueError, match=r"'0,1' is outside .*: data\.multilabel: true"):
+        split_of(root)
+    with pytest.raises(ValueError, match=r"train\.txt, line 1: label '5' is outside the 2 classes"):
+        many_of(tree(tmp_path, train__txt="a.mp4 0,5\n"))

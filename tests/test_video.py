@@ -199,6 +199,22 @@ def test_test_score_is_the_mean_of_the_softmaxes():
         torch.testing.assert_close(model.forward_head(maps), plain)
 
 
+@pytest.mark.parametrize("scale", [1, 300])  # certain in float32
+def test_test_score_of_many_labels_is_the_mean_of_the_sigmoids(scale):
+    model = tiny().eval()
+    model.preprocessing = Preprocessing(multilabel=True)
+    maps = torch.randn(2, 64, 3, 9, 8, generator=torch.Generator().manual_seed(0)) * scale
+    windows = [
+        maps[:, :, :, y : y + 7, x : x + 7].mean((2, 3, 4)) for y in range(3) for x in range(2)
+    ]
+    with torch.no_grad():
+        logits = torch.stack([model.get_classifier()(w) for w in windows])
+        score = model.forward_head(maps)
+        torch.testing.assert_close(score.sigmoid(), logits.sigmoid().mean(0))
+        assert score.isfinite().all()
+        torch.testing.assert_close(model.forward_head(maps[..., :7, :7]), logits[0])
+
+
 def test_initialisation():
     torch.manual_seed(0)
     model = VideoResNet("i3d", 50)
