@@ -8,7 +8,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningModule
 
-from nlzoo.cli import build, parse, recipe_parser
+from nlzoo.cli import build, dry_build, parse, recipe_parser
+from nlzoo.estimate import estimate
 from nlzoo.program import run
 from nlzoo.run import LAST
 from nlzoo.weights.load import check_fits
@@ -18,6 +19,9 @@ from nlzoo.weights.read import read_checkpoint
 def main(argv: Sequence[str]) -> None:
     """Parse, build, train."""
     config = parse(argv, parser())
+    if config.estimate:
+        sys.stdout.write(f"{estimate(*dry_build(config))}\n")
+        return
     resume = find_resume(config)
     task, data, trainer = build(config)
     done = check_resume(resume, task) if resume else 0
@@ -43,6 +47,9 @@ def parser() -> ArgumentParser:
     """Every key of a recipe, and --resume."""
     made = recipe_parser("python -m nlzoo.fit", "Train a recipe.", "--recipe NAME|FILE")
     made.add_argument("--resume", default="", help="a checkpoint; auto: the newest of the run")
+    made.add_argument(
+        "--estimate", action="store_true", help="print cost and memory, train nothing"
+    )
     return made
 
 
