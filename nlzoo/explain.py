@@ -130,10 +130,9 @@ def draw(
     numbers = range(len(frames)) if numbers is None else numbers
     shown = [_columns(one, len(frames), keys) for one in looks]
     columns = max(map(len, shown))
-    height, width = frames.shape[1:3]
-    figure = Figure(
-        figsize=(2.4 * columns, (2.4 * height / width + 0.3) * len(looks)), layout="constrained"
-    )
+    width, height = _panel(frames.shape[2] / frames.shape[1], columns)
+    size = width * columns, (height + 0.4) * len(looks)
+    figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(looks), columns, squeeze=False)
     for row, one, columns_of in zip(grid, looks, shown, strict=True):
         for axes, frame in zip(row, columns_of, strict=False):
@@ -144,6 +143,12 @@ def draw(
         _draw_row(figure, list(row), one, columns_of, keys)
     with whole_file(path) as part:
         figure.savefig(part, dpi=120)
+
+
+def _panel(ratio: float, columns: int) -> tuple[float, float]:
+    """Inches for a picture of this width to height: one alone is shown large, a strip not thin."""
+    width = max(2.4, min(4.8 * max(ratio, 1), 12) / columns)
+    return width, min(width / ratio, 2 * width)
 
 
 def _look(place: str, block: Any, x: Tensor, at: Point, size: Sequence[int]) -> Look:
@@ -197,7 +202,7 @@ def _draw_row(figure: Figure, row: list[Axes], one: Look, shown: list[int], keys
         figure.add_artist(_arrow(home, query, row[column], middle, colour, alpha))
         if column not in labelled:
             labelled.add(column)
-            _label(row[column], x0, y0, f"{weight:.2g}")
+            _label(row[column], x0, y0, y1, f"{weight:.2g}")
 
 
 def _arrow(
@@ -211,6 +216,18 @@ def _arrow(
     return arrow
 
 
-def _label(axes: Axes, x: float, y: float, text: str) -> None:
-    label = axes.text(x, y, text, fontsize=7, color="white", va="top", backgroundcolor="#0008")
+def _label(axes: Axes, x: float, top: float, bottom: float, text: str) -> None:
+    """Above a box, or below one that is at the top, so that nothing of it is covered."""
+    room = top > 0.1 * abs(axes.get_ylim()[0])
+    y, shift, side = (top, 3, "bottom") if room else (bottom, -3, "top")
+    label = axes.annotate(
+        text,
+        (x, y),
+        (3, shift),
+        textcoords="offset points",
+        va=side,
+        fontsize=7,
+        color="white",
+        bbox={"facecolor": "#0008", "edgecolor": "none", "pad": 1.5},
+    )
     label.set_in_layout(False)

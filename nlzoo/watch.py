@@ -134,7 +134,7 @@ def look_at_video(model: "Network", video: Source, picture: Path, at: At | None 
             in its middle moves most.
 
     Returns:
-        The position, as the network's grid allows.
+        The position, its frame the one of the clip that is nearest.
 
     Raises:
         Unreadable: no frame can be read.
@@ -161,7 +161,8 @@ def look_at_video(model: "Network", video: Source, picture: Path, at: At | None 
     looks = look(model, clip, query)
     draw(looks, small.permute(0, 2, 3, 1), picture, numbers=numbers)
     frame, y, x = looks[0].at
-    return at or (numbers[frame], x * size[1] // small.shape[3], y * size[2] // small.shape[2])
+    where = at[1:] if at else (x * size[1] // small.shape[3], y * size[2] // small.shape[2])
+    return numbers[frame], *where
 
 
 def look_at_image(model: "Network", image: Picture, picture: Path, at: At | None = None) -> At:

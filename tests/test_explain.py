@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
 from nlzoo import NonLocalBlock, create_model, ops
 from nlzoo.data.decode import read_frames, write_video
-from nlzoo.explain import Look, draw, look, most_motion
+from nlzoo.explain import Look, _label, draw, look, most_motion
 from nlzoo.preprocessing import Preprocessing, Unreadable
 from nlzoo.video import VideoResNet
 from nlzoo.watch import look_at_video, score_video
@@ -223,6 +224,27 @@ def test_draw_writes_one_whole_picture(tmp_path: Path, suffix: str) -> None:
         assert path.read_bytes().startswith(b"%PDF")
 
 
+@pytest.mark.parametrize(
+    ("size", "least"), [((32, 32), (500, 500)), ((8, 96), (1200, 100)), ((96, 8), (500, 1000))]
+)
+def test_one_image_is_shown_large(tmp_path: Path, size: Any, least: Any) -> None:
+    image = torch.randint(0, 255, (1, *size, 3), dtype=torch.uint8)
+    weights, box = torch.ones(1), torch.tensor([[0.0, 2, 2, 1, 4, 4]])
+    draw([Look("a", (0, 4, 4), weights, box)], image, tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert all(least[i] <= picture.size[i] <= 1500 for i in (0, 1))
+
+
+@pytest.mark.parametrize("top", [0, 40])
+def test_a_weight_covers_nothing_of_its_box(top: int) -> None:
+    axes = Figure(figsize=(5, 5)).subplots()
+    axes.imshow(torch.zeros(100, 100))
+    _label(axes, 10, top, top + 20, "0.5")
+    axes.figure.canvas.draw()
+    edges = axes.transData.inverted().transform(axes.texts[0].get_window_extent())[:, 1]
+    assert max(edges) < top or min(edges) > top + 20
+
+
 def test_a_failed_picture_leaves_the_old_one(tmp_path: Path) -> None:
     frames = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
     looks = look(network(), frames.permute(3, 0, 1, 2)[None])
@@ -311,7 +333,7 @@ def test_positions_of_a_file_reach_the_network(
         seen.update(looks=looks, frames=frames, path=path, **options)
 
     monkeypatch.setattr("nlzoo.explain.draw", spy)
-    assert look_at_video(model, film, tmp_path / "x.png", at) == at
+    assert look_at_video(model, film, tmp_path / "x.png", at) == (numbers[query[0]], *at[1:])
     frames = read_frames(film, numbers).permute(0, 3, 1, 2)
     small = F.interpolate(frames, (32, 48), mode="bilinear")
     assert seen["numbers"] == numbers
