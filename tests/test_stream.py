@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Callback
 from object_store import BUCKET, own_store  # noqa: F401
 from PIL import Image
+from test_programs import assert_same_end, options, start
 
 from nlzoo import program
 from nlzoo.data import chunks, stream
@@ -260,3 +262,81 @@ def test_bad_chunks_of_a_store_stop_training(streamed, store, monkeypatch):
         list(data.train_dataloader())
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/none/stream.json is not there"):
         kinetics(f"s3://{BUCKET}/none")
+
+
+# -- programs -------------------------------------------------------------------------------
+
+
+class Seen(Callback):
+    """Notes which files each process was trained on; ends its process before iteration `kill`."""
+
+    def __init__(self, file: str, kill: int = -1) -> None:
+        self.file, self.kill = file, kill
+
+    def on_train_batch_start(self, trainer, task, batch, index):
+        if trainer.global_step == self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_batch_end(self, trainer, task, outputs, batch, index):
+        with Path(self.file).open("a") as file:
+            file.writelines(f"{trainer.current_epoch} {i}\n" for i in batch[2].tolist())
+
+
+def fit(path, folder, *extra, kill=-1):
+    """A training in a process of its own, its exit code, and the files of each epoch so far."""
+    seen = {"file": f"{folder}.seen", "kill": kill}
+    entry = {"class_path": "test_stream.Seen", "init_args": seen}
+    callback = ("--trainer.callbacks+", json.dumps(entry))
+    process = start("fit", [*options(path, folder), "--task.arch.dropout", "0", *callback, *extra])
+    _, error = process.communicate()
+    files = {}
+    for line in Path(f"{folder}.seen").read_text().splitlines():
+        epoch, index = map(int, line.split())
+        files.setdefault(epoch, []).append(index)
+    return process.returncode, files, error
+
+
+@pytest.fixture(scope="module")
+def run(videos, tmp_path_factory):
+    """A training from files."""
+    folder = tmp_path_factory.mktemp("runs") / "files"
+    code, _, error = fit(videos, folder)
+    assert code == 0, error
+    return folder
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_with_other_workers(videos, streamed, store, run, tmp_path):
+    """Through a line that breaks; the end is that of a training from files."""
+    url = store.sync(streamed, "killed")
+    store.line.breaks = [20_000] * 4
+    code, files, error = fit(url, tmp_path / "run", "--data.workers", "1", kill=8)
+    assert code == -signal.SIGKILL, error
+    assert [len(some) for some in files.values()] == [24, 8]
+    store.line.breaks = [20_000] * 4
+    code, files, error = fit(url, tmp_path / "run", "--data.workers", "2", "--resume", "auto")
+    assert code == 0, error
+    assert [sorted(some) for some in files.values()] == [list(range(24))] * 2
+    assert files[0] != files[1]
+    assert_same_end(run, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_files(streamed, videos, tmp_path):
+    ranks = ("--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_false")
+    small = ("--data.batch_size", "2", "--data.workers", "1")
+    ends = []
+    for path, name in ((streamed, "chunks"), (videos, "files")):
+        code, files, error = fit(path, tmp_path / name, *ranks, *small)
+        assert code == 0, error
+        assert [sorted(some) for some in files.values()] == [list(range(24))] * 2
+        ends.append(tmp_path / name)
+    assert_same_end(*ends)
+    checkpoint = str(ends[0] / "checkpoints/last.ckpt")
+    reports = []
+    for path, name, extra in ((streamed, "ranks", ranks), (videos, "one", ())):
+        argv = ["--checkpoint", checkpoint, "--data", str(path), "--run", str(tmp_path / name)]
+        process = start("evaluate", [*argv, *extra])
+        assert process.wait() == 0, process.stderr.read()
+        reports.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
+    assert reports[0] == reports[1]
