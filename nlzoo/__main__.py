@@ -1,4 +1,4 @@
-"""`nlzoo fit|evaluate|predict|export|prepare`: the programs as subcommands."""
+"""`nlzoo fit|evaluate|predict|export|prepare|stream`: the programs as subcommands."""
 
 import importlib
 import runpy
@@ -17,6 +17,7 @@ PROGRAMS = {
         "ONNX files and engines: write, check, compare, run, measure",
     ),
     "prepare": ("nlzoo.data.prepare", "re-encode a video set for fast reading"),
+    "stream": ("nlzoo.data.stream", "write a set in chunks, for an object store"),
 }
 
 
