@@ -18,6 +18,7 @@ from test_programs import assert_same_end, options, start
 
 from nlzoo import program
 from nlzoo.data import chunks, stream
+from nlzoo.data.charades import Charades
 from nlzoo.data.images import Images
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.sample import make_sample
@@ -68,17 +69,15 @@ def assert_same_batches(data, other):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_the_files(videos, streamed, workers):
-    assert len(list((streamed / "train").glob("*.bin"))) > 2
+    assert len(list((streamed / "chunks/train").glob("*.bin"))) > 2
     assert_same_batches(kinetics(streamed, workers), kinetics(videos))
 
 
 def test_batches_are_those_of_the_images(tmp_path):
     folder = make_images(tmp_path / "images", train=12, val=6)
-    with tarfile.open(tmp_path / "set.tar", "w") as tar:
-        tar.add(folder, "set")
     (tmp_path / "packed").mkdir()
-    for split in ("train", "val"):
-        with tarfile.open(tmp_path / "packed" / f"{split}.tar", "w") as tar:
+    for split, name in (("train", "train"), ("val", "validation")):
+        with tarfile.open(tmp_path / "packed" / f"{name}.tar", "w") as tar:
             tar.add(folder / split, ".")
     for source in (folder, tmp_path / "packed"):
         dest = write(source, tmp_path / f"{source.name}_chunks", "--images")
@@ -96,6 +95,23 @@ def test_lists_are_those_of_the_source(videos, tmp_path):
         (tmp_path / "set" / f"{split}.txt").write_text("".join(lines))
     data, other = (kinetics(p) for p in (write(tmp_path / "set", tmp_path / "c"), tmp_path / "set"))
     assert (data.expected["train"], data.found["train"]) == (24, 23)
+    assert_same_batches(data, other)
+
+
+def test_batches_are_those_of_charades(videos, tmp_path):
+    for split, name in (("train", "train"), ("val", "test")):
+        paths = sorted((videos / split).iterdir())
+        rows = [f"{path.stem},c00{i % 3} 0.5 1.2,2" for i, path in enumerate(paths)]
+        (tmp_path / "set/Charades").mkdir(parents=True, exist_ok=True)
+        text = "\n".join(("id,actions,length", *rows))
+        (tmp_path / f"set/Charades/Charades_v1_{name}.csv").write_text(text)
+        shutil.copytree(videos / split, tmp_path / "set" / split)
+    dest = write(tmp_path / "set", tmp_path / "chunks", "--splits", "train,test")
+    sizes = {"frames": 8, "stride": 1, "crop": 32, "test_size": 40, "test_crop": 32, "clips": 2}
+    data, other = (
+        Charades(str(path), val="test", batch_size=4, workers=0, **sizes)
+        for path in (dest, tmp_path / "set")
+    )
     assert_same_batches(data, other)
 
 
@@ -134,7 +150,7 @@ def test_a_killed_writer_goes_on(videos, streamed, tmp_path, capsys):
     dest = tmp_path / "set"
     command = [sys.executable, "-c", KILLED.format(chunk=SMALL), str(videos), str(dest)]
     assert subprocess.run(command, stderr=subprocess.PIPE).returncode == -signal.SIGKILL
-    there = {path: path.stat().st_ino for path in dest.glob("*/*.bin")}
+    there = {path: path.stat().st_ino for path in dest.glob("chunks/*/*.bin")}
     assert [path.name for path in sorted(there)] == ["chunk-0-0.bin", "chunk-0-1.bin"]
     with pytest.raises(ValueError, match="is not finished"):
         kinetics(dest)
@@ -148,7 +164,7 @@ def test_a_killed_writer_goes_on(videos, streamed, tmp_path, capsys):
 
 def contents(folder):
     files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    for name in ("train/index.json", "val/index.json"):
+    for name in ("chunks/train/index.json", "chunks/val/index.json"):
         files[name] = json.loads(files[name])["chunks"]  # without the time
     return files
 
@@ -203,10 +219,10 @@ def test_bad_sets_are_refused(streamed, tmp_path):
     def copy(name):
         return Path(shutil.copytree(streamed, tmp_path / name))
 
-    (copy("missing") / "val/chunk-0-0.bin").unlink()
+    (copy("missing") / "chunks/val/chunk-0-0.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"val/chunk-0-0.bin is missing: copy it again"):
         kinetics(tmp_path / "missing")
-    chunk = copy("truncated") / "train/chunk-0-1.bin"
+    chunk = copy("truncated") / "chunks/train/chunk-0-1.bin"
     os.truncate(chunk, 50_000)
     with pytest.raises(ValueError, match=r"chunk-0-1.bin has 50000 bytes instead of \d+: copy"):
         kinetics(tmp_path / "truncated")
@@ -240,7 +256,9 @@ def test_an_unreachable_store_is_said_after_retries(streamed, store, monkeypatch
     data = kinetics(store.sync(streamed, "unreachable"))
     store.line.breaks = [0] * 100
     before = store.line.broken
-    with pytest.raises(OSError, match=r"train/chunk-0-0.bin cannot be read, tried 6 times in"):
+    with pytest.raises(
+        OSError, match=r"chunks/train/chunk-0-0.bin cannot be read, tried 6 times in"
+    ):
         data.files("train")[0].read_bytes()
     assert store.line.broken - before == chunks.TRIES
     with pytest.raises(OSError, match=r"stream.json cannot be read, tried 6 times in") as caught:
@@ -253,12 +271,12 @@ def test_bad_chunks_of_a_store_stop_training(streamed, store, monkeypatch):
     """They are no damaged videos, which are replaced."""
     monkeypatch.setattr(chunks, "PAUSE", 0.001)
     data = kinetics(store.sync(streamed, "bad"))
-    store.client.delete_object(Bucket=BUCKET, Key="bad/train/chunk-0-0.bin")
-    with pytest.raises(FileNotFoundError, match=r"bad/train/chunk-0-0.bin is not there"):
+    store.client.delete_object(Bucket=BUCKET, Key="bad/chunks/train/chunk-0-0.bin")
+    with pytest.raises(FileNotFoundError, match=r"bad/chunks/train/chunk-0-0.bin is not there"):
         list(data.train_dataloader())
-    half = (streamed / "train/chunk-0-0.bin").read_bytes()[:40_000]
-    store.client.put_object(Bucket=BUCKET, Key="bad/train/chunk-0-0.bin", Body=half)
-    with pytest.raises(OSError, match=r"bad/train/chunk-0-0.bin cannot be read"):
+    half = (streamed / "chunks/train/chunk-0-0.bin").read_bytes()[:40_000]
+    store.client.put_object(Bucket=BUCKET, Key="bad/chunks/train/chunk-0-0.bin", Body=half)
+    with pytest.raises(OSError, match=r"bad/chunks/train/chunk-0-0.bin cannot be read"):
         list(data.train_dataloader())
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/none/stream.json is not there"):
         kinetics(f"s3://{BUCKET}/none")

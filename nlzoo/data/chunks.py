@@ -22,6 +22,7 @@ from typing import Any
 from nlzoo.files import read_text
 
 MANIFEST = "stream.json"  # what is in the set; written before the chunks, finished after them
+FOLDER = "chunks"  # of them; those of a split lie in a folder of its name
 TRIES = 6
 PAUSE = 1.0  # seconds after the first failure; then 2, 4, ...
 
@@ -87,10 +88,11 @@ def open_set(path: str) -> StreamedSet | None:
         raise ValueError(f"{base} is not finished: `python -m nlzoo.data.stream` again goes on")
     files = {}
     for split, listed in manifest["files"].items():
-        for chunk in () if remote else _index(root / split):
-            _check_chunk(root / split / chunk["filename"], chunk["chunk_bytes"])
+        folder = root / FOLDER / split
+        for chunk in () if remote else _index(folder):
+            _check_chunk(folder / chunk["filename"], chunk["chunk_bytes"])
         for number, (name, _) in enumerate(listed):
-            where = f"{base}/{split}", str(root / split)
+            where = f"{base}/{FOLDER}/{split}", str(folder)
             files[f"{root}{os.sep}{name}"] = Streamed(f"{base}/{name}", *where, number)
     return StreamedSet(root, manifest["noun"], files)
 
@@ -181,8 +183,10 @@ def _download(url: str) -> Path:
     fetch(MANIFEST)
     manifest = read_manifest(root)
     if manifest["complete"]:
-        for name in (*manifest["lists"], *(f"{split}/index.json" for split in manifest["files"])):
+        for name in manifest["lists"]:
             fetch(name)
+        for split in manifest["files"]:
+            fetch(f"{FOLDER}/{split}/index.json")
     return root
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nlzoo.data.chunks import MANIFEST, import_litdata, read_manifest
+from nlzoo.data.chunks import FOLDER, MANIFEST, import_litdata, read_manifest
 from nlzoo.data.layouts import IMAGES, VIDEOS, Files, Row, read_splits
 from nlzoo.data.pictures import Member
 from nlzoo.files import Packed, write_whole
@@ -57,7 +57,7 @@ def stream(files: Files, dest: Path, splits: Sequence[str]) -> dict[str, int]:
     with Progress(*columns, TimeRemainingColumn()) as progress:
         for split, some in sources.items():
             task = progress.add_task(split, total=len(some))
-            for done in _write_split(dest / split, some):
+            for done in _write_split(dest / FOLDER / split, some):
                 progress.update(task, completed=done)
     write_whole(dest / MANIFEST, json.dumps(manifest | {"complete": True}))
     return {split: sum(row.path is None for row in some) for split, some in rows.items()}
@@ -103,13 +103,13 @@ def _begin(source: Path, dest: Path, manifest: dict[str, Any]) -> None:
     elif dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ValueError(f"{dest} holds something else; write to another folder")
     write_whole(dest / MANIFEST, json.dumps(manifest))
-    for part in dest.glob("*/.part*"):  # of a writer that was killed
+    for part in dest.glob(f"{FOLDER}/*/.part*"):  # of a writer that was killed
         shutil.rmtree(part)
 
 
 def _write_split(folder: Path, sources: Sequence[Source]) -> Iterator[int]:
     """Write the chunks that are not there, then their index; yields how many files are done."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     chunks: list[dict[str, Any]] = []
     first = 0
     for last in chunk_ends([size for _, size, _ in sources]):
