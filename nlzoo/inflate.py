@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from nlzoo.insert import CHILD
 from nlzoo.network import Network
 
 
@@ -11,7 +12,8 @@ def inflate(model: Network, image_model: nn.Module) -> Network:
     """Copy the weights of a 2D ResNet, kernels repeated t times over time and divided by t.
 
     A video of one still image then gives the 2D network's features, away from the zero padding at
-    the clip's ends (section 3.3). The classifier is copied if the class counts agree.
+    the clip's ends (section 3.3). The classifier is copied if the class counts agree, and so are
+    non-local blocks where it has any.
 
     Args:
         model: a `VideoResNet` of the same depth and width.
@@ -25,6 +27,8 @@ def inflate(model: Network, image_model: nn.Module) -> Network:
     """
     source = {_video_name(k): v for k, v in image_model.state_dict().items()}
     target = model.state_dict()
+    if not any(CHILD in name for name in source):
+        source |= {name: tensor for name, tensor in target.items() if CHILD in name}
     heads = [{k: v for k, v in s.items() if k.startswith("head.")} for s in (source, target)]
     if [v.shape for v in heads[0].values()] != [v.shape for v in heads[1].values()]:
         source = {k: v for k, v in source.items() if k not in heads[0]} | heads[1]

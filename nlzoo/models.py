@@ -20,7 +20,7 @@ from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice, nearest
 from nlzoo.network import Network
 from nlzoo.preprocessing import Normalize, Preprocessing
-from nlzoo.registry import IMAGE, MODELS, base_of, is_timm, places_of, timm_builder
+from nlzoo.registry import IMAGE, MODELS, VIDEO, base_of, is_timm, places_of, timm_builder
 from nlzoo.version import __version__
 from nlzoo.video import VideoResNet
 from nlzoo.weights.blocks import facts_of
@@ -46,8 +46,8 @@ def create_model(
             clips, frame by frame; "tsm/", the same with temporal shifts.
         pretrained: True downloads the name's published weights, a tag ("k400_32x2_official") those
             of another row; "timm/NAME" ImageNet weights, which a ResNet for videos inflates; a
-            path loads a checkpoint of `nlzoo.fit`, or a file of another implementation. What is
-            not given below is as it was trained.
+            path loads a checkpoint of `nlzoo.fit` (of images, too: inflated, with its blocks), or a
+            file of another implementation. What is not given below is as it was trained.
         num_classes: by default those of the weights, or 400 (CIFAR: 10, timm: 1000). Where the
             weights have another number, the classifier starts fresh.
         non_local: places of the blocks in place of the name's own ("res3:1,3 res4:1,3,5"), or a
@@ -86,6 +86,8 @@ def create_model(
         entry = entry or published
         path = fetch_entry(published) if published else str(pretrained)
         weights = read_weights(path, clips=base_of(name) not in IMAGE)
+        if base_of(name) in VIDEO and not weights.spec.get("preprocessing", {}).get("frames", 1):
+            weights = load_model(path)  # of images: inflated
     model = entry.model if entry and entry.name == name else name
     return _build(model, num_classes, non_local, preprocessing, arch, weights, entry)
 
@@ -187,11 +189,11 @@ def _build(
         made: Network = MODELS[name](preprocessing=preprocessing, **classes, **arch)
         if not classes:
             _set_classes(made, weights, trained.num_classes)
-        if isinstance(weights, nn.Module):
-            inflate(made, weights)
         if len(made.preprocessing.classes) not in (0, made.num_classes):
             made.preprocessing = replace(made.preprocessing, classes=())
         _insert(made, name, non_local)
+        if isinstance(weights, nn.Module):
+            inflate(made, weights)
         return made
 
     if isinstance(weights, WeightFile):
@@ -219,6 +221,8 @@ class Trained(NamedTuple):
 
 def _trained(name: str, weights: WeightFile | nn.Module | None, entry: Entry | None) -> Trained:
     file = weights if isinstance(weights, WeightFile) else None
+    if isinstance(blocks := getattr(weights, "spec", {}).get("non_local"), dict) and not file:
+        return Trained({}, {k: v for k, v in blocks.items() if k != "places"})  # of images
     if file and file.spec:
         model, saved = file.spec["model"], Preprocessing.from_dict(file.spec["preprocessing"])
         if entry and entry.name.startswith(f"{name}.") and (model["arch"] or {}) != entry.arch:
@@ -263,11 +267,11 @@ def _build_timm(
         timm_name = other
     saved = file.spec.get("model", {}) if file else {}
     arch = (saved.get("arch") or {}) | arch
-    non_local = _blocks_as_trained(name, non_local, saved.get("non_local"))
+    non_local = _blocks_as_trained(name, non_local, _blocks_of(saved, name))
     classes = {} if num_classes is None else {"num_classes": num_classes}
     model: Any = build(timm_name, pretrained=bool(given and not file), **classes, **arch)
     if file and isinstance(model, FoldedNetwork):
-        file = file.below("backbone")
+        file = file.below("backbone").over_time()
     if file and not classes:
         _set_classes(model, file, None)
     _set_preprocessing(model, file, preprocessing)
@@ -276,6 +280,14 @@ def _build_timm(
         load_into(model, file, fresh_head=bool(classes), fresh_blocks=not file.has_places)
     model.spec = {"name": name, "arch": arch, "non_local": non_local}
     return model
+
+
+def _blocks_of(saved: dict[str, Any], name: str) -> str | dict[str, Any] | None:
+    """Those that a file's model has; where `name` has none, with the places of the file's name."""
+    blocks, own = saved.get("non_local"), saved.get("name", "")
+    if places_of(name, blocks) or not is_timm(own) or not places_of(own, None):
+        return blocks
+    return {**(blocks or {}), "places": places_of(own, None)}
 
 
 def _set_preprocessing(

@@ -1,5 +1,6 @@
 """Every registered name through the same protocol; names, places and checkpoints."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 import nlzoo
 from nlzoo import NonLocalBlock, create_model, list_models, load_model
+from nlzoo.models import save_model
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.registry import MODELS
 from nlzoo.tasks.classification import Classification
@@ -199,6 +201,25 @@ def test_image_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(weight.sum(2), twin.layer2[1].conv2.weight)
     assert blocks_of(model) == ["res4.0"]
     assert model.get_classifier().out_features == 5
+
+
+def test_blocks_of_an_image_network_start_those_of_clips(tmp_path: Path) -> None:
+    """Of a still clip every frame looks alike, so that blocks over time see what 2D ones did."""
+    torch.manual_seed(2)
+    images = create_model("resnet18_nl1", num_classes=3, non_local={"scale": 0.5}).eval()
+    nn.init.normal_(images.layer3[0].non_local.norm.weight)
+    save_model(images, path := tmp_path / "images.safetensors")
+    clips = create_model("c2d/resnet18", pretrained=path).eval()
+    x = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        still = x.unsqueeze(2).expand(-1, -1, 4, -1, -1)
+        torch.testing.assert_close(clips(still), images(x), rtol=1e-4, atol=1e-4)
+    block = create_model("i3d_r18_nl1", pretrained=path, num_classes=5).res4[0].non_local
+    assert block.scale == 0.5
+    theta = images.layer3[0].non_local.theta.weight
+    assert torch.equal(block.theta.weight, theta.unsqueeze(2))
+    with pytest.raises(ValueError, match=r"2D twin of this network: res4.0.non_local.g.bias"):
+        create_model("i3d_r18", pretrained=path)
 
 
 def checkpoint(path: Any, **options: Any) -> Classification:

@@ -49,6 +49,11 @@ class WeightFile:
         names = {f"{module}.{name}": self.names.get(name, name) for name in self.state}
         return replace(self, state=state, names=names)
 
+    def over_time(self) -> "WeightFile":
+        """Blocks of a network of images, whose kernels are of 1, as those of one for clips."""
+        flat = [name for name, t in self.state.items() if BLOCK in name and t.ndim == 4]
+        return replace(self, state=self.state | {n: self.state[n].unsqueeze(2) for n in flat})
+
     def headless(self, model: Network) -> "WeightFile":
         """Without the model's classifier."""
         return replace(self, state=_without(self.state, head_of(model)))
