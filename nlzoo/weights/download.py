@@ -26,9 +26,7 @@ from nlzoo.weights.magic import mistake
 from nlzoo.weights.transfer import ELSEWHERE, algorithm, transfer
 
 
-def fetch(
-    url: str, name: str, *, digest: str = "", size: int | None = None, show: bool = True
-) -> Path:
+def fetch(url: str, name: str, *, digest: str = "", show: bool = True) -> Path:
     """The file `name` in the cache's folder `weights`, fetched where it is not there yet.
 
     Many processes may ask at once: one fetches, the others wait. A file is hashed while it comes,
@@ -40,16 +38,15 @@ def fetch(
         url: http or https.
         name: of the file, here and in a mirror.
         digest: SHA-256 or its first digits, as published; 40 digits are a SHA-1; "" if not known.
-        size: bytes, if known.
         show: progress on a terminal, a line elsewhere.
 
     Raises:
         FileNotFoundError: no source has it, or `NLZOO_OFFLINE` forbids to ask one.
-        ValueError: what comes has another hash or length than expected, or is a web page or
-            another text; nothing of it is kept.
+        ValueError: what comes has another hash than expected, or is a web page or another text;
+            nothing of it is kept.
         OSError: the connection or the disk failed; what has come is kept, to continue from.
     """
-    file = _File(cache_folder() / "weights" / name, url, digest.lower(), size)
+    file = _File(cache_folder() / "weights" / name, url, digest.lower())
     if not (wrong := file.wrong()):
         return file.path
     sources = _sources(url, name)
@@ -75,7 +72,6 @@ class _File:
     path: Path
     url: str
     digest: str
-    size: int | None
 
     def beside(self, what: str) -> Path:
         return self.path.with_name(f".{self.path.name}.{what}")
@@ -84,9 +80,7 @@ class _File:
         """What is wrong with the file that is there, "" where nothing."""
         if not self.path.exists():
             return "is not there"
-        size, stamp, note = self.path.stat().st_size, self.stamp(), self.beside("verified")
-        if self.size not in (None, size):
-            return f"has {size} bytes, expected {self.size}"
+        stamp, note = self.stamp(), self.beside("verified")
         known, _, then = (note.read_text() if note.exists() else "").partition(" ")
         if stamp == then and known.startswith(self.digest):
             return ""
@@ -170,7 +164,7 @@ def _from_first(sources: list[str | Path], file: _File, show: bool) -> str:
 def _from(source: str | Path, file: _File, tick: Callable[..., object]) -> str:
     """The same from one source."""
     part = file.beside("part")
-    found = transfer(source, part, file.digest, file.size, tick)
+    found = transfer(source, part, file.digest, tick)
     if not file.digest and (what := _mistake(part)):
         part.unlink()
         raise ValueError(f"{source} is not a weights file: {what}: {ELSEWHERE}")

@@ -36,16 +36,13 @@ def algorithm(digest: str) -> str:
     return "sha1" if len(digest) == 40 else "sha256"
 
 
-def transfer(
-    source: str | Path, part: Path, digest: str, size: int | None, tick: Callable[..., object]
-) -> str:
+def transfer(source: str | Path, part: Path, digest: str, tick: Callable[..., object]) -> str:
     """Bring all of a file into `part`, after what an earlier, broken transfer left there.
 
     Args:
         source: an http(s) address, or a file.
         part: where to; stays after a break, so that the next call continues.
         digest: expected hash, or its first digits; "" for any.
-        size: expected bytes; None for any.
         tick: called with `completed` and `total` bytes.
 
     Returns:
@@ -53,13 +50,13 @@ def transfer(
 
     Raises:
         FileNotFoundError: the source does not have it.
-        ValueError: it has another hash or length, which is named, or is no file.
+        ValueError: it has another hash, which is named, or is no file.
         OSError: several attempts in a row brought nothing more, or the disk is full.
     """
     longest = failures = 0
     while True:
         try:
-            return _attempt(source, part, digest, size, tick)
+            return _attempt(source, part, digest, tick)
         except BREAKS as error:
             length = part.stat().st_size if part.exists() else 0
             failures = 1 if length > longest else failures + 1
@@ -93,9 +90,7 @@ def _pause(error: Exception, failures: int) -> float:
     return float(asked) if asked.isdecimal() else PAUSE * 2**failures * random.uniform(0.25, 0.75)
 
 
-def _attempt(
-    source: str | Path, part: Path, digest: str, size: int | None, tick: Callable[..., object]
-) -> str:
+def _attempt(source: str | Path, part: Path, digest: str, tick: Callable[..., object]) -> str:
     note = part.with_suffix(".etag")  # the version that the part is of
     offset = part.stat().st_size if part.exists() else 0
     version = note.read_text() if note.exists() else ""
@@ -105,7 +100,7 @@ def _attempt(
         if start not in (0, offset) or (start and version and now not in ("", version)):
             part.unlink(missing_ok=True)
             raise ConnectionError("what comes does not continue what is here")
-        limit, exact = _limit(source, part, start, total, size, digest)
+        limit, exact = _limit(source, part, start, total, digest)
         with part.open("r+b" if start else "w+b") as file:
             if not start:
                 note.write_text(now)
@@ -133,21 +128,18 @@ def _attempt(
 
 
 def _limit(
-    source: str | Path, part: Path, start: int, total: int | None, size: int | None, digest: str
+    source: str | Path, part: Path, start: int, total: int | None, digest: str
 ) -> tuple[int, bool]:
     """How long the file may become, and whether it must; raises where that cannot be."""
     free = shutil.disk_usage(part.parent).free
-    if total is not None and size not in (None, total):
-        raise ValueError(f"{source} has {total} bytes, expected {size}: {ELSEWHERE}")
-    whole = size if total is None else total
-    if whole is None and not digest:
+    if total is None and not digest:
         raise ValueError(f"{source} tells no length, so a broken file looks whole: {ELSEWHERE}")
-    if whole is None:
+    if total is None:
         return start + free, False
-    if whole - start > free:
-        text = f"{whole - start} bytes to come, {free} free: make room or set NLZOO_CACHE"
+    if total - start > free:
+        text = f"{total - start} bytes to come, {free} free: make room or set NLZOO_CACHE"
         raise OSError(errno.ENOSPC, text, str(part))
-    return whole, True
+    return total, True
 
 
 class _Opened(NamedTuple):
