@@ -161,6 +161,10 @@ def labelled(folder: str, runner: "Runner", batch: int, train: str, val: str) ->
     from nlzoo.data.kinetics import Kinetics
 
     pre = runner.preprocessing
+    if pre.multilabel:
+        raise ValueError(
+            "the network tells many labels of a file, top-1 is of one: leave --data out"
+        )
     shared: Any = {"train": train, "val": val, "classes": list(pre.classes) or ""}
     shared |= {"batch_size": batch, "workers": 0}
     data: Labelled

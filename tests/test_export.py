@@ -3,6 +3,7 @@
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from nlzoo.export.graph import Graph, largest_logit
 from nlzoo.export.onnx import _check_axes, _write, export_onnx
 from nlzoo.export.parity import compare
+from nlzoo.export.programs import labelled
 from nlzoo.export.runtime import Runner
 from nlzoo.export.source import load_network
 from nlzoo.export.spec import AXES, KEY, Spec
@@ -34,7 +36,7 @@ PROFILE = ((1, -1), (2, 0), (8, 5))  # batch, and what is added to each size
 SEEN = Preprocessing(frames=8, stride=1, crop=64, test_size=64, test_crop=64, classes=("a", "b"))
 
 
-def checkpoint(path, model="i3d_r18_nl1", **options):
+def checkpoint(path, model="i3d_r18_nl1", seen=SEEN, **options):
     """A small network in which every branch and block does something, none of them too much.
 
     (With gammas of 1 features grow from block to block, and scores until a softmax is a choice of
@@ -42,7 +44,7 @@ def checkpoint(path, model="i3d_r18_nl1", **options):
     """
     torch.manual_seed(0)
     options.setdefault("arch", {"width": 8, "geometry": "8x8"})
-    task = Classification(model, preprocessing=SEEN.to_dict(), **options)
+    task = Classification(model, preprocessing=seen.to_dict(), **options)
     with torch.no_grad():
         for norm in task.model.modules():
             if isinstance(norm, nn.BatchNorm3d) and not norm.weight.any():
@@ -92,6 +94,30 @@ def large_scores():
         for conv in (model.res4[0].non_local.theta, model.res4[0].non_local.phi):
             conv.weight.mul_(300)
     return model
+
+
+@pytest.mark.parametrize("head", ["softmax", "logits"])
+def test_networks_of_many_labels_have_sigmoids(tmp_path, head):
+    source, model = checkpoint(
+        tmp_path / "c.ckpt",
+        seen=replace(SEEN, multilabel=True, pool="max"),
+        arch={"width": 8, "geometry": "8x8", "head": head},
+    )
+    axes = ("height", "width")
+    export_onnx(source, tmp_path / "m.onnx", dynamic=axes, shape=(1, 3, 8, 224, 224))
+    with Runner(tmp_path / "m.onnx", threads=1) as runner:
+        assert (runner.preprocessing.multilabel, runner.preprocessing.pool) == (True, "max")
+        for side in (224, 290):
+            with torch.no_grad():
+                wanted = model(clips(1, side=side)).sigmoid()
+            found = runner.preprocessing.scores(runner(clips(1, side=side)))
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_no_top_1_of_many_labels():
+    runner = SimpleNamespace(preprocessing=replace(SEEN, multilabel=True))
+    with pytest.raises(ValueError, match="top-1 is of one: leave --data out"):
+        labelled("videos", runner, 1, "", "val")
 
 
 @pytest.mark.parametrize("islands", [True, False])

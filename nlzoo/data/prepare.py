@@ -148,7 +148,7 @@ def copy_lists(files: Files, dest: Path, videos: Collection[Path]) -> None:
     Raises:
         ValueError: a list is not in UTF-8.
     """
-    for folder in (files.root, files.root / "annotations"):
+    for folder in (files.root, files.root / "annotations", files.root / "Charades"):
         for file in (*folder.glob("*.csv"), *folder.glob("*.txt")):
             if file.name == "bad_files.txt":
                 continue
