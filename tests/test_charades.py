@@ -305,3 +305,29 @@ def test_weights_of_other_classes_are_refused(run, marks, tmp_path, capsys):
         assert exit_.value.code == 2
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_lists_of_many_labels_train_too(marks, tmp_path, capsys):
+    """`path label,label`: names, one of them with a comma."""
+    names = ["red, of course", *(name.split(" ", 1)[1] for name in CLASSES[1:])]
+    for split, name in (("train", "train"), ("test", "val")):
+        with (marks / f"Charades_v1_{split}.csv").open() as file:
+            listed = list(csv.DictReader(file))
+        with (tmp_path / f"{name}.txt").open("w", newline="") as file:
+            for row in listed:
+                there = (names[int(part[1:4])] for part in row["actions"].split(";") if part)
+                if labels := ",".join(f'"{one}"' for one in there):
+                    file.write(f"{marks}/Charades_v1_480/{row['id']}.mp4 {labels}\n")
+    argv = ["--recipe", "videos_finetune", "--recipe", "_video_sample", "--data", str(tmp_path)]
+    argv += ["--run", str(tmp_path / "run"), "--task.model", "c2d_r18", "--task.arch.width", "8"]
+    argv += ["--data.batch_size", "4", "--data.workers", "0", "--trainer.max_epochs", "1"]
+    with pytest.raises(ValueError, match=r"data\.multilabel: true"):
+        fit.main([*argv, "--data.classes", str([*names])])
+    fit.main([*argv, "--data.multilabel", "true"])
+    assert json.loads((tmp_path / "run/summary.json").read_text())["metric"] == "val/map"
+    checkpoint = str(tmp_path / "run/checkpoints/best.ckpt")
+    evaluate.main(["--checkpoint", checkpoint])
+    table = list(csv.DictReader((tmp_path / "run/classes.csv").open()))
+    assert sorted(row["class"] for row in table) == sorted(names)
+    assert sum(int(row["positives"]) for row in table) > 0
+    assert load_model(checkpoint).preprocessing.pool == "mean"
