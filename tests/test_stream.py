@@ -231,8 +231,16 @@ def test_bad_sets_are_refused(streamed, tmp_path):
         kinetics(tmp_path / "other")
     with pytest.raises(ValueError, match="is a set of videos, not of images"):
         images(streamed)
-    with pytest.raises(ValueError, match="ftp://a/b: expected a folder, or s3://"):
+    with pytest.raises(ValueError, match="ftp://a/b: expected a folder, or s3:// or gs://"):
         kinetics("ftp://a/b")
+
+
+def test_litdata_is_optional(videos, streamed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "litdata", None)
+    for use in (lambda: kinetics(streamed), lambda: stream.main([str(videos), "nowhere"])):
+        with pytest.raises(ValueError, match=r'pip install "nlzoo\[stream\]"'):
+            use()
+    assert kinetics(videos).found["train"] == 24
 
 
 def test_dropped_connections_change_nothing(videos, streamed, store, monkeypatch):

@@ -70,7 +70,7 @@ class StreamedSet:
 
 
 def open_set(path: str) -> StreamedSet | None:
-    """The streamed set in a folder or at a URL (s3://, gs://, azure://); None: another folder.
+    """The streamed set in a folder or at a URL (s3://, gs://); None: another folder.
 
     Raises:
         FileNotFoundError: nothing at the URL, or a chunk of the folder is missing.
@@ -166,8 +166,8 @@ def _download(url: str) -> Path:
     """Manifest, lists and indices of a set in a folder that this process keeps to its end."""
     from litdata.streaming.downloader import get_downloader
 
-    if not url.startswith(("s3://", "gs://", "azure://")):
-        raise ValueError(f"{url}: expected a folder, or s3://, gs:// or azure://")
+    if not url.startswith(("s3://", "gs://")):  # LitData takes whole chunks from others
+        raise ValueError(f"{url}: expected a folder, or s3:// or gs://")
     root = Path(tempfile.mkdtemp(prefix="nlzoo-stream-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     store: Any = get_downloader(url, str(root), [], _options(url))
