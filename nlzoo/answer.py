@@ -54,21 +54,27 @@ def answer(files: Sequence[Any], watch: Callable[[Any], Answer], as_json: bool) 
 
     Raises:
         Unreadable: none of them can be read.
+        SystemExit: 1, after the answers: some of them cannot.
     """
-    answers, bad = [], []
+    answers: list[Answer] = []
+    bad: dict[str, str] = {}
     console, quiet = Console(stderr=True), not sys.stderr.isatty()
     for file in track(files, "files", console=console, transient=True, disable=quiet):
         try:
             answers.append(watch(file))
         except Unreadable as error:
-            bad.append(str(error))
+            bad[str(file)] = str(error)
     if not answers:
-        raise Unreadable(bad[0] + (f" (and {len(bad) - 1} more)" if bad[1:] else ""))
-    sys.stderr.writelines(f"nlzoo: {error}\n" for error in bad)
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise Unreadable(next(iter(bad.values())) + more)
+    sys.stderr.writelines(f"nlzoo: {error}\n" for error in bad.values())
     if as_json:
+        answers += [{"file": f, "error": e.removeprefix(f"{f}: ")} for f, e in bad.items()]
         sys.stdout.write(json.dumps(answers, indent=2) + "\n")
     else:
         show(answers)
+    if bad:
+        sys.exit(1)
 
 
 def show(answers: Sequence[Answer]) -> None:

@@ -43,7 +43,7 @@ def parser() -> ArgumentParser:
     made.add_argument("--checkpoint", required=True, help="a checkpoint of nlzoo.fit")
     made.add_argument("--clips", type=int, default=10, help="of videos: evenly spread clips")
     made.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
-    made.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    made.add_argument("--json", action="store_true", help="print JSON, with the files that failed")
     made.add_argument("--look", default="", help="picture to draw: where a position looks")
     made.add_argument(
         "--at", default="", help="the position: FRAME,X,Y in a video, X,Y in an image"

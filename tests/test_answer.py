@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
-from nlzoo.answer import find_all
+from nlzoo.answer import answer, find_all
+from nlzoo.preprocessing import Unreadable
 
 
 @pytest.mark.parametrize(
@@ -22,3 +25,22 @@ def test_files_of_the_other_kind_are_refused(tmp_path, name, images, message):
 def test_what_may_be_either_is_left_to_its_reader(tmp_path, images):
     names = [str(tmp_path / name) for name in ("a.gif", "a")]
     assert find_all(names, images) == names
+
+
+def test_files_that_fail_are_answers_too(capsys):
+    def watch(file):
+        if "bad" in file:
+            raise Unreadable(f"{file}: not an image")
+        return {"file": file, "top": [{"class": "a", "score": 1.0}]}
+
+    for as_json in (True, False):
+        with pytest.raises(SystemExit) as exit_:
+            answer(["bad", "good"], watch, as_json)
+        assert exit_.value.code == 1
+        out, error = capsys.readouterr()
+        assert error == "nlzoo: bad: not an image\n"
+        assert "good" in out
+        if as_json:
+            assert json.loads(out)[1] == {"file": "bad", "error": "not an image"}
+    with pytest.raises(Unreadable, match=r"bad: not an image \(and 1 more\)"):
+        answer(["bad", "bad too"], watch, as_json=True)

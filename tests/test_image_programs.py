@@ -52,8 +52,10 @@ def test_fit_evaluate_and_predict_agree(images, run, tmp_path, capsys):
     assert Image.open(tmp_path / "confusion.png").size[0] > 200
     rows = {row["file"]: row for row in csv.DictReader((tmp_path / "scores.csv").open())}
     capsys.readouterr()
-    predict.main(["--checkpoint", checkpoint, "--json", str(images / "val")])
-    answers = json.loads(capsys.readouterr().out)
+    with pytest.raises(SystemExit, match="1"):
+        predict.main(["--checkpoint", checkpoint, "--json", str(images / "val")])
+    *answers, failed = json.loads(capsys.readouterr().out)
+    assert failed["file"] == str(images / "val/same/000001.png")
     assert len(answers) == 7
     for one in answers:
         for top in one["top"]:

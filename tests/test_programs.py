@@ -191,9 +191,14 @@ def test_predict_gives_the_scores_of_evaluate(run, report, capsys):
     read = {row["file"]: row for row in rows if row["views"] == "9"}
     folder = str(Path(next(iter(read))).parent)
     argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--clips", "3", "--crops", "3"]
-    predict.main([*argv, "--json", folder])
+    with pytest.raises(SystemExit, match="1"):
+        predict.main([*argv, "--json", folder])
     out = capsys.readouterr()
     results = json.loads(out.out)
+    assert [result["file"] for result in results if "error" in result] == [
+        row["file"] for row in rows if row["views"] == "0"
+    ]
+    results = [result for result in results if "top" in result]
     assert {result["file"] for result in results} == {*read}
     for result in results:
         for one in result["top"]:

@@ -73,7 +73,8 @@ def read_image(source: Source) -> Image.Image:
                 raise ValueError(f"{image.width} x {image.height} pixels are a line, no image")
             return _rgb(ImageOps.exif_transpose(image))
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
-        reason = str(error).partition("<_io")[0].strip() or type(error).__name__
+        text = getattr(error, "strerror", None) or str(error)
+        reason = text.partition("<_io")[0].strip() or type(error).__name__
         reason = "not an image" if "cannot identify" in reason else reason
         raise Unreadable(f"{source}: {reason}") from error
 
