@@ -6,6 +6,7 @@ import yaml
 from nlzoo import cli
 
 RECIPES = ("i3d_nl_kinetics", "i3d_kinetics", "c2d_kinetics", "c2d_nl_kinetics", "videos_finetune")
+CHARADES = "i3d_nl_charades"
 
 
 def parse(*argv):
@@ -17,7 +18,7 @@ def test_merge_goes_key_by_key():
     assert merged == {"a": {"b": 3, "c": 2}, "d": [4]}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [*RECIPES, CHARADES])
 def test_recipes_parse_by_name_and_path(name):
     config = parse("--recipe", name)
     assert config == parse("--recipe", f"recipes/{name}.yaml")
@@ -57,6 +58,16 @@ def test_sample_keeps_kind_depth_and_blocks(name):
     assert sample["task"]["init_args"]["non_local"] == {"zero_init": False}
     assert sample["task"]["init_args"]["arch"].keys() == {"width", "geometry", "dropout"}
     assert plain["task"]["init_args"]["model"]
+
+
+def test_the_sample_of_charades_keeps_depth_blocks_and_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "make_actions", lambda: tmp_path)
+    task, data = (parse("--recipe", CHARADES, "--sample")[key] for key in ("task", "data"))
+    assert data.class_path == "nlzoo.data.charades.Charades"
+    assert data.init_args.path == str(tmp_path)
+    assert (data.init_args.pool, data.init_args.val) == ("max", "test")
+    assert (task.init_args.model, task.init_args.pretrained) == ("i3d_r101_nl5", "")
+    assert task.init_args.non_local["res3"] == {"groups": 4}
 
 
 @pytest.mark.parametrize(
