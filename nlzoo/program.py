@@ -120,7 +120,9 @@ def parser_message(text: str, keys: Sequence[str]) -> str:
     )
     if unknown:
         key = next(group for group in unknown.groups() if group)
-        return f"unknown key {key!r}{nearest(key.rpartition('.')[2], keys)}"
+        if (name := key.rpartition(".")[2]) in keys:
+            return f"unknown key {key!r} here: it is of another section, or of other data"
+        return f"unknown key {key!r}{nearest(name, keys)}"
     if wrong := _wrong_value(text):
         return wrong
     if missing := re.search(r"the following arguments are required: ([^\n]*)", text):

@@ -143,8 +143,9 @@ def test_cifar_as_its_authors_pack_it(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
         data = module(tmp_path, batch_size=1)
-        with pytest.raises(ValueError, match=r"data.classes: .*has its own class names"):
+        with pytest.raises(ValueError, match=r"has its own class names, others than data.class"):
             module(tmp_path, classes=["x"])
+        assert module(tmp_path, classes=list("abcdefghij")).classes == data.classes
     assert data.classes == list("abcdefghij")
     assert data.found == {"train": 5, "val": 1, "test": 1}
     data.preprocessing = Preprocessing(frames=0, crop=32, test_size=32, test_crop=32)
@@ -262,6 +263,7 @@ def postscript(path):
         (truncated, "truncated"),
         (line, "2000 x 1 pixels are a line"),
         (floats, "floating point pixels, of unknown range"),
+        (lambda path: path.symlink_to("nowhere"), "No such file or directory$"),
         (postscript, "not an image"),  # never opened: Pillow would have Ghostscript run it
     ],
 )
@@ -284,8 +286,15 @@ def test_unreadable_files_have_the_videos_policy(tmp_path):
     assert "unreadable: not an image" in listed.read_text()
     strict = module(root, bad_share=0.0)
     batches = list(strict.train_dataloader())
-    with pytest.raises(RuntimeError, match="1 of 12 training images cannot be read"):
+    with pytest.raises(RuntimeError, match=r"1 of 12 .* than data.bad_share = 0 of them: mend or"):
         [strict.on_before_batch_transfer(batch, 0) for batch in batches]
+
+
+def test_classes_without_an_image_are_named(tmp_path):
+    root = tree(tmp_path / "set", {"train/a": 2, "train/b": 2, "val/a": 1, "val/b": 1})
+    (root / "classes.txt").write_text("b\nc\na\n")
+    with pytest.warns(UserWarning, match=r"classes.txt: no image of c$"):
+        assert module(root).classes == ["b", "c", "a"]
 
 
 # -- views --------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """ImageNet, CIFAR and any other set of labelled images, as a Lightning data module."""
 
 import hashlib
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,8 @@ class Images(Labelled):
         _check_folders(rows)
         found = read_classes(files.root, classes, next(iter(rows.values())))
         splits = {split: to_split(some, found) for split, some in rows.items()}
+        if not classes and (files.root / "classes.txt").is_file():
+            _warn_of_unused(files.root, found, splits.values())
         return found, {
             split: replace(some, files=files.sources(some.files)) for split, some in splits.items()
         }
@@ -145,8 +148,6 @@ def _cifar(
     for folder, dataset in CIFAR.items():
         if not (root / folder).is_dir():
             continue
-        if classes:
-            raise ValueError(f"data.classes: {root / folder} has its own class names; leave it out")
         try:
             parts = {train: dataset(root, train=train) for train in (True, False)}
         except RuntimeError as error:
@@ -154,6 +155,11 @@ def _cifar(
                 f"{root / folder} is not whole: its files have other checksums than published"
             ) from error
         splits = {train: _arrays(part, folder) for train, part in parts.items()}
+        if classes and list(classes) != parts[True].classes:  # a checkpoint gives them again
+            raise ValueError(
+                f"{root / folder} has its own class names, others than data.classes or the "
+                "checkpoint"
+            )
         return parts[True].classes, {s: splits[s == "train"] for s, name in names.items() if name}
     return None
 
@@ -201,6 +207,13 @@ def _check_filled(folder: Path, classes: Collection[str]) -> None:
     for one in sorted(folder.iterdir()) if folder.is_dir() else ():
         if one.is_dir() and one.name not in classes and not one.name.startswith("."):
             raise ValueError(f"class folder {one} has no image; fill it, or remove it")
+
+
+def _warn_of_unused(root: Path, classes: list[str], splits: Collection[Split]) -> None:
+    """Say which names of classes.txt no image has."""
+    used = {int(label) for split in splits for label in split.labels}
+    if unused := [name for i, name in enumerate(classes) if i not in used]:
+        warnings.warn(f"{root / 'classes.txt'}: no image of {_few(unused)}", stacklevel=2)
 
 
 def _few(names: Collection[str]) -> str:

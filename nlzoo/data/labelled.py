@@ -139,7 +139,8 @@ class Labelled(LightningDataModule):
         if bad > self._bad_share * len(train) and note.path in train:
             raise RuntimeError(
                 f"{bad} of {len(train)} training {self.kind.noun}s cannot be read, more than "
-                f"bad_share = {self._bad_share:g} of them; the last: {note.path}: {reason}"
+                f"data.bad_share = {self._bad_share:g} of them: mend or remove them, or give a "
+                f"larger share; the last: {note.path}: {reason}"
             )
 
     def _list(self, found: dict[str, str]) -> None:

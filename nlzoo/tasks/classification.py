@@ -19,7 +19,14 @@ from nlzoo.models import create_model
 from nlzoo.network import Network
 from nlzoo.preprocessing import Normalize, Preprocessing
 from nlzoo.registry import places_of
-from nlzoo.tasks.optim import build_optimizer, build_schedule, freeze, host_norms, parameter_groups
+from nlzoo.tasks.optim import (
+    blocks_of,
+    build_optimizer,
+    build_schedule,
+    freeze,
+    host_norms,
+    parameter_groups,
+)
 from nlzoo.tasks.recompute import recompute_
 from nlzoo.tasks.scores import MeanAveragePrecision, ViewScores, accuracies, readable
 from nlzoo.version import __version__
@@ -168,6 +175,9 @@ class Classification(LightningModule):
         if mode and (hp.get("bn") == "frozen" or hp.get("train", "all") != "all"):
             for norm in host_norms(self.model):
                 norm.eval()
+        if hp.get("train") == "head":
+            for block in blocks_of(self.model):
+                block.eval()
         return self
 
     def on_train_epoch_start(self) -> None:
