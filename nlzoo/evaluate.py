@@ -30,7 +30,6 @@ def main(argv: Sequence[str]) -> None:
     data = config.data.init_args  # the other splits need not be there
     data.test, data.train, data.val = data.test or data.val, "", ""
     config.trainer.logger = False
-    config.trainer.default_root_dir = config.run
     warnings.filterwarnings("error", ".*the classifier starts fresh")
     try:
         task, data, trainer = build(config)
@@ -45,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         raise KeyboardInterrupt from error
     if trainer.is_global_zero:
         check_results(task, data)
-        write_report(checkpoint, task, data, trainer)
+        write_report(Path(config.run), checkpoint, task, data, trainer)
 
 
 def check_results(task: Any, data: Any) -> None:

@@ -22,10 +22,11 @@ from nlzoo.tasks.scores import Results, of_class
 FEW = 25  # classes that there is room for
 
 
-def write_report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
-    """Write the files to the trainer's folder, and print the tables.
+def write_report(folder: Path, checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
+    """Write the files to the folder, and print the tables.
 
     Args:
+        folder: that of the run.
         checkpoint: path of the weights.
         task: after `trainer.test`, with `test_results` of `ViewScores`.
         data: with files, expected, found, views and classes.
@@ -43,7 +44,6 @@ def write_report(checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
         "checkpoint": checkpoint,
         "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
     }
-    folder = Path(trainer.default_root_dir)
     tell = _tell_many if task.multilabel else _tell_one
     facts, by_class, last = tell(folder, results.scores[read], results.labels[read], data.classes)
     result = facts | metrics | files
