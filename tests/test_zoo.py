@@ -44,6 +44,16 @@ def test_numbers_lead_to_notes():
             assert used == set(re.findall(r"^(\d+)\. ", section, re.MULTILINE))
 
 
+@pytest.mark.parametrize(
+    "name", ["i3d_r50_nl5.charades_32x4_lfb", "slow_r50.charades_8x8_pytorchvideo"]
+)
+def test_networks_of_charades_say_that_labels_are_many(name):
+    seen = find(name).preprocessing()
+    assert (seen.multilabel, seen.pool, seen.segments) == (True, "max", "_lfb" in name)
+    assert (len(seen.classes), seen.classes[0]) == (157, "c000 Holding some clothes")
+    assert not find("i3d_r50_nl5.k400_32x2_official").preprocessing().multilabel
+
+
 def test_licences_warn():
     above = render.page().split("`i3d_r50_nl5.k400_32x2_official` |")[0]
     assert "* **not for commercial use**: CC-BY-NC-4.0\n" in above.rpartition("###")[2]

@@ -95,6 +95,7 @@ class Entry:
         frames, _, stride = self.clip.partition("x")
         sizes = [int(number) for number in re.findall(r"\d+", self.crop)]
         labels = resources.files("nlzoo.data") / "labels" / f"{self.labels}.txt"
+        many = self.dataset == "Charades"
         return Preprocessing(
             mean=_three(self.mean),
             std=_three(self.std),
@@ -105,6 +106,9 @@ class Entry:
             frames=int(frames),
             stride=int(stride),
             classes=tuple(labels.read_text("utf-8").splitlines()) if self.labels else (),
+            multilabel=many,
+            pool="max" if many else "mean",
+            segments=many and "_lfb" in self.name,
         )
 
 
