@@ -257,7 +257,7 @@ def run_parser() -> ArgumentParser:
     foreign = made.add_argument_group("a file that nlzoo.export did not write")
     foreign.add_argument("--clip", default="", help="frames x stride, as in 32x2")
     foreign.add_argument("--size", type=int, default=0, help="short side, pixels; 0: the crop")
-    foreign.add_argument("--crop", type=int, default=0, help="side, pixels (256)")
+    foreign.add_argument("--crop", type=int, default=0, help="side, pixels; 0: 256")
     foreign.add_argument("--mean", default="", help="of pixels in 0..1 (0.45,0.45,0.45)")
     foreign.add_argument("--std", default="", help="of pixels in 0..1 (0.225,0.225,0.225)")
     foreign.add_argument("--classes", default="", help="file of one name a line")

@@ -60,7 +60,7 @@ class Recorded:
 
 
 class EngineSession:
-    """A built engine on one GPU.
+    """A built engine on the first GPU (of `CUDA_VISIBLE_DEVICES`).
 
     The launches of a shape are recorded as a CUDA graph and replayed: by TensorRT-RTX itself, with
     TensorRT from the second call on, for `RECORDINGS` shapes at most. TensorRT-RTX keeps the
@@ -68,7 +68,6 @@ class EngineSession:
 
     Args:
         path: engine file; `PATH.json` beside it, if there, says which backend built it.
-        device: number of the GPU.
 
     Attributes:
         inputs: name -> dtype and sizes.
@@ -80,7 +79,7 @@ class EngineSession:
         ValueError: no GPU or backend; a damaged engine, or one of another release or card.
     """
 
-    def __init__(self, path: str | Path, device: int = 0) -> None:
+    def __init__(self, path: str | Path) -> None:
         self._path = path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no engine {path}; make it by python -m nlzoo.export tensorrt")
@@ -88,7 +87,7 @@ class EngineSession:
         self.facts = info = _beside(path, plan)
         if not torch.cuda.is_available():
             raise ValueError(f"{path} needs an NVIDIA GPU; PyTorch finds none here")
-        self.device = torch.device("cuda", device)
+        self.device = torch.device("cuda", 0)
         trt = load_backend(info.get("backend", ""))
         self._log = make_log(trt)
         with torch.cuda.device(self.device):

@@ -87,7 +87,7 @@ def _load(source: Source) -> tuple[nn.Module, str, str]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found = resolve_name(source)
-        made = found if isinstance(found, nn.Module) else found()
+        made = found() if callable(found) and not isinstance(found, nn.Module) else found
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(f"{source}: {error}") from error
     if not isinstance(made, nn.Module):

@@ -22,7 +22,17 @@ CAPABILITIES = ("8.6", "8.9", "12.0")  # of RTX engines by default: cards since 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a build may be told; what a backend does not have is an error."""
+    """What a build may be told; what a backend does not have is an error.
+
+    Attributes:
+        capabilities: compute capabilities of the cards, such as 8.9: TensorRT-RTX builds for them
+            on a machine without a GPU (by default `CAPABILITIES`), TensorRT for the card at hand.
+        workspace: memory that a kernel may use, MB.
+        optimization_level: 0 to 5.
+        timing_cache: file of measured kernels, read and written (TensorRT).
+        hardware_compatible: the engine runs on newer cards, too (TensorRT).
+        version_compatible: the engine runs on newer releases, too (TensorRT).
+    """
 
     capabilities: Sequence[str] = ()
     workspace: int | None = None
@@ -52,13 +62,8 @@ def build_engine(
     output: str | Path,
     *,
     profiles: Sequence[str] = (),
-    capabilities: Sequence[str] = (),
-    workspace: int | None = None,
-    optimization_level: int | None = None,
-    timing_cache: str | Path | None = None,
-    hardware_compatible: bool = False,
-    version_compatible: bool = False,
     backend: str = "",
+    **wishes: Any,
 ) -> dict[str, Any]:
     """Build an engine, and write beside it `OUTPUT.json`, which says what it is.
 
@@ -68,15 +73,9 @@ def build_engine(
         onnx_path: a file of `nlzoo.export.onnx`, or any other.
         output: engine file to write.
         profiles: ranges of the inputs' sizes, each `NAME=MIN:OPT:MAX`, see `choose_profiles`.
-        capabilities: compute capabilities of the cards, such as 8.9: TensorRT-RTX builds for them
-            on a machine without a GPU (by default `CAPABILITIES`), TensorRT for the card at hand.
-        workspace: memory that a kernel may use, MB.
-        optimization_level: 0 to 5.
-        timing_cache: file of measured kernels, read and written (TensorRT).
-        hardware_compatible: the engine runs on newer cards, too (TensorRT).
-        version_compatible: the engine runs on newer releases, too (TensorRT).
         backend: tensorrt or tensorrt_rtx; by default the one that is installed, tensorrt_rtx if
             capabilities are given.
+        **wishes: attributes of `Wishes`.
 
     Returns:
         The content of `OUTPUT.json`.
@@ -85,20 +84,13 @@ def build_engine(
         FileNotFoundError: no such file, or its weights are not beside it.
         ValueError: a wrong file or profile; a wish that the backend does not have; `Refused`.
     """
-    wishes = Wishes(
-        capabilities,
-        workspace,
-        optimization_level,
-        timing_cache,
-        hardware_compatible,
-        version_compatible,
-    )
+    wished = Wishes(**wishes)
     model, onnx_path, output = read_onnx(onnx_path), Path(onnx_path), Path(output)
     if output.suffix != ".engine":  # by which the other programs know it
         raise ValueError(f"{output}: an engine is called NAME.engine")
-    trt = load_backend(backend or ("tensorrt_rtx" if capabilities else ""))
+    trt = load_backend(backend or ("tensorrt_rtx" if wished.capabilities else ""))
     ranges = choose_profiles(model, profiles)
-    plan, facts = build_plan(trt, onnx_path, model, ranges, wishes)
+    plan, facts = build_plan(trt, onnx_path, model, ranges, wished)
     engine = hashlib.sha256(plan).hexdigest()
     source = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
     metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key == KEY}

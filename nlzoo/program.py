@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import warnings
-from argparse import Action
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -48,8 +48,8 @@ class ShortHelp(DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
-        shown = action.option_strings and isinstance(action.default, int | float | Path)
-        if shown and not isinstance(action.default, bool):
+        shown = action.option_strings and isinstance(action.default, int | float | str | Path)
+        if shown and not isinstance(action.default, bool) and action.default not in ("", SUPPRESS):
             text += f" ({action.default})"
         return text
 

@@ -488,6 +488,12 @@ def test_images_and_folded_clips(tmp_path, name, axes):
         assert compare(model, runner, [pixels]).relative_l2 <= 1e-5
 
 
+@pytest.mark.parametrize("source", ["math:pi", "fractions:Fraction"])
+def test_objects_that_are_no_network(source):
+    with pytest.raises(ValueError, match=f"{source} gives a [fF]\\w+, not a network"):
+        load_network(source)
+
+
 @pytest.mark.slow
 def test_pools_that_round_up_fix_sizes(tmp_path):
     """Those of ResNet-D's shortcuts: the exporter takes even sizes for granted."""

@@ -34,6 +34,16 @@ def test_os_errors_name_the_file(tmp_path):
     assert program.one_line(error.value) == f"No such file or directory: {tmp_path / 'none'}"
 
 
+def test_help_shows_defaults():
+    made = program.make_parser("x", "")
+    made.add_argument("--precision", default="fp32", help="of the file")
+    made.add_argument("--run", default="", help="folder")
+    text = made.format_help()
+    assert "of the file (fp32)" in text
+    assert "folder\n" in text
+    assert "SUPPRESS" not in text
+
+
 def test_a_workers_traceback_is_left_out():
     text = (
         "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent):\n"
