@@ -295,6 +295,11 @@ def test_several_names_one_of_them_with_a_comma(tmp_path):
     assert labels == {"a.mp4": [0, 1], "b.mp4": [0, 2]}
 
 
+def test_no_label_at_all(tmp_path):
+    root = tree(tmp_path, "a.mp4", "b.mp4", train__txt='a.mp4 ""\nb.mp4 x\n')
+    assert many_of(root) == ({"a.mp4": [], "b.mp4": [0]}, ["x"])
+
+
 def test_several_labels_of_folders_of_frames(tmp_path):
     frames = [f"frames/{name}/{i:04d}.jpg" for name in ("v", "w 2") for i in (1, 2)]
     root = tree(tmp_path, *frames, train__txt='frames/v 3,1\n"frames/w 2" 0\n')
