@@ -1,4 +1,5 @@
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlzoo.data.classes import read_classes, single_labels, to_split
-from nlzoo.data.layouts import Files, plain, read_rows
+from nlzoo.data.layouts import IMAGES, Files, plain, read_rows
 
 ROOT = Path(__file__).parent.parent
 LABELS = Path(os.environ.get("NLZOO_SHARED", ROOT / ".." / "shared")) / "data" / "video_labels"
@@ -245,6 +246,22 @@ def test_class_names_given_as_they_are(tmp_path):
         assert split_of(root, classes=names) == ([("v.mp4", 1)], ["a", "zumba"], [])
     with pytest.raises(ValueError, match=r"data\.classes: 'a' is there twice"):
         split_of(root, classes=["a", "A", "zumba"])
+
+
+def test_splits_that_nobody_asks_for_are_not_scanned(tmp_path):
+    root = tree(tmp_path, "train/a/x.png", "validation/a/y.png", "other/z.png")
+    with tarfile.open(root / "validation.tar", "w") as tar:
+        tar.add(root / "other/z.png", "a/z.png")
+
+    def seen(*splits):
+        return {os.path.relpath(path, root) for path in Files(root, IMAGES, splits).paths}
+
+    assert seen("val", "") == {"validation/a/y.png", "validation/a/z.png"}
+    everything = seen()
+    assert len(everything) == 4
+    assert seen("val", "test") == everything  # no such folder: it may be anywhere
+    (root / "val.txt").write_text("other/z.png a\n")
+    assert seen("val") == everything
 
 
 def test_binary_list_and_missing_things(tmp_path):

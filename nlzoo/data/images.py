@@ -102,7 +102,7 @@ class Images(Labelled):
     def _splits_of(
         self, path: str, names: Names, classes: str | list[str], val_share: float
     ) -> tuple[list[str], dict[str, Split]]:
-        files = Files(path, IMAGES)
+        files = Files(path, IMAGES, names.values())
         try:
             rows = read_splits(files, names)
         except FileNotFoundError:

@@ -94,7 +94,7 @@ class Kinetics(Labelled):
         self.clips, self.views = clips, f"{clips} clips x {crops} crops"
         self.views += ", maximum" if pool == "max" else ""
         names = {"train": train, "val": val, "test": test or val}
-        files = Files(path)
+        files = Files(path, splits=names.values())
         self._multilabel = multilabel
         splits = self._read(files, names, classes)
         there = {s: replace(split, files=files.sources(split.files)) for s, split in splits.items()}

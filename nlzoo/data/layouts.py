@@ -52,7 +52,10 @@ class Files:
     A folder or URL of chunks (`nlzoo.data.stream`) is as good as the folder they were made of.
     """
 
-    def __init__(self, root: str | Path, kind: "Kind | None" = None) -> None:
+    def __init__(
+        self, root: str | Path, kind: "Kind | None" = None, splits: Iterable[str] = ()
+    ) -> None:
+        """Scan; where all of `splits` are folders, nothing but them."""
         self.kind = kind = kind or VIDEOS
         self.paths: Mapping[str, Any]
         if streamed := open_set(str(root)):
@@ -69,7 +72,8 @@ class Files:
             )
         root = Path(os.path.normpath(root))
         self.root = root.with_suffix("") if packed else root
-        self.paths = {str(file): file for file in kind.find(root)}
+        wanted = [] if packed else _split_folders(root, kind, splits)
+        self.paths = {str(file): file for part in wanted or [root] for file in kind.find(part)}
 
     @cached_property
     def by_stem(self) -> dict[str, list[str]]:
@@ -196,8 +200,31 @@ def read_rows(files: Files, split: str, multilabel: bool = False) -> list[Row] |
 
 
 def _find_split(files: Files, split: str) -> Path | None:
-    """A path as given, else a list SPLIT or *_SPLIT (.csv, .txt), else the folder SPLIT."""
-    root = files.root
+    """A list, else the folder SPLIT."""
+    folders = _folders_of(files.root, split)
+    found = (f for f in folders if f.is_dir() or any(files.under(f)))
+    return _find_list(files.root, split) or next(found, None)
+
+
+def _folders_of(root: Path, split: str) -> list[Path]:
+    return [root / name for name in (split, *ALIASES.get(split, ()))]
+
+
+def _split_folders(root: Path, kind: Kind, splits: Iterable[str]) -> list[Path]:
+    """The folders and tar files of all these splits; empty: one has a list, or is not there."""
+    wanted = []
+    for split in filter(None, splits):
+        folders = [] if _find_list(root, split) else _folders_of(root, split)
+        tars = [(f, f.with_name(f"{f.name}.tar")) for f in folders]
+        there = [[p for p in some if p.is_dir() or (kind.packed and p.is_file())] for some in tars]
+        if not any(there):
+            return []
+        wanted += next(filter(None, there))
+    return wanted
+
+
+def _find_list(root: Path, split: str) -> Path | None:
+    """A path as given, else a list SPLIT or *_SPLIT (.csv, .txt)."""
     for path in (root / split, Path(split)):
         if path.is_file():
             return path
@@ -215,10 +242,7 @@ def _find_split(files: Files, split: str) -> Path | None:
         raise ValueError(
             f"{found}: more than one list for {split!r}; name one (data.{split}: FILE)"
         )
-    if lists:
-        return lists[0]
-    folders = [root / name for name in (split, *names)]
-    return next((f for f in folders if f.is_dir() or any(files.under(f))), None)
+    return lists[0] if lists else None
 
 
 def folder_rows(files: Files, folder: Path) -> Iterator[Row]:
