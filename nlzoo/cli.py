@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from nlzoo.cluster import OneRecipe, Requeue
 from nlzoo.data.charades import Charades
 from nlzoo.data.images import Images
 from nlzoo.data.kinetics import Kinetics
@@ -23,8 +24,9 @@ from nlzoo.data.sample import make_sample
 from nlzoo.data.sample_actions import make_actions
 from nlzoo.data.sample_images import make_images
 from nlzoo.files import read_text
+from nlzoo.gradients import Gradients
 from nlzoo.program import asks_for_help, make_parser, nearest, parse_options
-from nlzoo.run import RunFolder, WholeFiles, progress_bar
+from nlzoo.run import LAST, RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.classification import Classification
 
 SECTIONS = ("seed", "checkpoint_every", "task", "data", "trainer")
@@ -180,10 +182,13 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trainer]:
+def build(
+    config: Namespace, **trainer: Any
+) -> tuple[LightningModule, LightningDataModule, Trainer]:
     """Seed, then data, task (told what the data look like) and trainer.
 
-    Importable, so that another launcher can call it; `config.trainer` takes strategy and plugins.
+    Importable, so that another launcher can call it, with arguments of the Trainer that no recipe
+    holds: build(parse(["--recipe", "..."], fit.parser()), strategy=RayDDPStrategy()).
     """
     quiet()
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
@@ -199,20 +204,30 @@ def build(config: Namespace) -> tuple[LightningModule, LightningDataModule, Trai
     data.preprocessing = task.preprocessing
     task.recipe = recipe_text(config)
     options = recipe_parser().instantiate(Namespace(trainer=config.trainer)).trainer.as_dict()
+    options["default_root_dir"] = options["default_root_dir"] or str((run / LAST).parent)
+    options |= trainer
     folder = RunFolder(run, task.recipe, config.checkpoint_every, task.metric)
     options["callbacks"] = [
-        *(options["callbacks"] or []),
+        *_listed(options["callbacks"]),
+        OneRecipe(task.recipe),
+        Gradients(run / "checkpoints/before_nan.ckpt"),
+        Requeue(),
         *folder.callbacks(),
         *progress_bar(options),
     ]
     options["enable_model_summary"] = bool(options["enable_model_summary"])
-    options["plugins"] = [*(options["plugins"] or []), WholeFiles()]
+    options["plugins"] = [*_listed(options["plugins"]), WholeFiles()]
     if options["logger"] is None:  # Lightning would begin the events before data are looked at
         options["logger"], folder.events = False, True
     try:
         return task, data, Trainer(**options)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
+
+
+def _listed(given: Any) -> list[Any]:
+    """Lightning takes one, several or none."""
+    return given if isinstance(given, list) else [] if given is None else [given]
 
 
 def dry_build(config: Namespace) -> tuple[Classification, Trainer, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from lightning import LightningModule
 
 from nlzoo.cli import build, dry_build, parse, recipe_parser
 from nlzoo.estimate import estimate
+from nlzoo.profiling import FIRST, MEASURED, Profile
 from nlzoo.program import run
 from nlzoo.run import LAST
 from nlzoo.weights.load import check_fits
@@ -21,6 +22,9 @@ def main(argv: Sequence[str]) -> None:
     config = parse(argv, parser())
     if config.estimate:
         sys.stdout.write(f"{estimate(*dry_build(config))}\n")
+        return
+    if config.profile:
+        profile(config)
         return
     resume = find_resume(config)
     task, data, trainer = build(config)
@@ -50,7 +54,22 @@ def parser() -> ArgumentParser:
     made.add_argument(
         "--estimate", action="store_true", help="print cost and memory, train nothing"
     )
+    made.add_argument(
+        "--profile", action="store_true", help="a trace of a few iterations, and a verdict"
+    )
     return made
+
+
+def profile(config: Namespace) -> None:
+    """Train for a few iterations and keep nothing but what they waited for."""
+    recorder = Profile(Path(config.run, "trace.json.gz"))
+    config.trainer.logger = False
+    steps = FIRST + MEASURED
+    task, data, trainer = build(config, max_epochs=-1, max_steps=steps, limit_val_batches=0)
+    trainer.callbacks = [recorder]  # type: ignore[attr-defined]
+    trainer.fit(task, data)
+    if trainer.is_global_zero:
+        sys.stdout.write(f"{recorder.verdict}; trace: {recorder.trace}\n")
 
 
 def find_resume(config: Namespace) -> str | None:
@@ -61,8 +80,9 @@ def find_resume(config: Namespace) -> str | None:
         ValueError: the run folder holds a run and --resume was not given.
     """
     last = Path(config.run, LAST)
-    if config.resume == "auto":
-        return str(last) if last.exists() else None
+    if config.resume == "auto":  # or what Lightning saved before it asked for a requeue
+        saved = [*last.parent.glob("hpc_ckpt_*.ckpt"), *([last] if last.exists() else [])]
+        return str(max(saved, key=lambda path: path.stat().st_mtime)) if saved else None
     if config.resume:
         if not Path(config.resume).is_file():
             raise FileNotFoundError(

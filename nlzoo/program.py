@@ -18,6 +18,8 @@ from jsonargparse import (
 
 from nlzoo.names import nearest
 
+EXPECTED = ValueError, OSError, RuntimeError, TypeError, FloatingPointError, ArgumentError
+
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Call `main(argv)`; errors end in one line and exit code 2, Ctrl-C in exit code 130.
@@ -30,7 +32,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except KeyboardInterrupt:
         sys.stderr.write("nlzoo: interrupted\n")
         sys.exit(130)
-    except (ValueError, OSError, RuntimeError, TypeError, ArgumentError) as error:
+    except EXPECTED as error:
         if os.environ.get("NLZOO_DEBUG"):
             raise
         sys.stderr.write(f"nlzoo: {one_line(error)}\n")

@@ -120,18 +120,33 @@ class RunFolder(Checkpoint):
         """Say what is about to happen; start counting, inside an epoch too."""
         self.total = int(trainer.estimated_stepping_batches)
         self.first = trainer.global_step
-        self.noun = trainer.datamodule.kind.noun  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.noun = data.kind.noun
         self._count_from_here()
+        accumulated: int = trainer.accumulate_grad_batches
+        self.global_batch = int(data.batch_size) * trainer.world_size * accumulated
         count = sum(p.numel() for p in pl_module.parameters())
         self._say(
             trainer,
             f"{pl_module.hparams['model']}: {count / 1e6:.2f}M parameters, {self.total} iterations "
-            f"({trainer.global_step} done), run folder {self.folder}",
+            f"({trainer.global_step} done) of {self.global_batch} {self.noun}s, "
+            f"run folder {self.folder}",
         )
+        self._advise(trainer, pl_module.hparams)
+
+    def _advise(self, trainer: Trainer, hparams: Any) -> None:
+        """The learning rate of another batch, by the linear rule (Goyal et al., 1706.02677)."""
+        batch, reference = self.global_batch, hparams["reference_batch"]
+        if reference and batch != reference:
+            self._say(
+                trainer,
+                f"lr {hparams['lr']:g} is for {reference} {self.noun}s an iteration: "
+                f"--task.lr {hparams['lr'] * batch / reference:.3g} suits {batch}",
+            )
 
     def _count_from_here(self) -> None:
-        """Samples, and seconds of waiting for data and of work."""
-        self.samples, self.waited, self.worked = 0, 0.0, 0.0
+        """Samples and batches, and seconds of waiting for data and of work."""
+        self.samples, self.batches, self.waited, self.worked = 0, 0, 0.0, 0.0
         self.mark = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -158,6 +173,7 @@ class RunFolder(Checkpoint):
     ) -> None:
         """Count; save every few iterations."""
         self.samples += len(batch[0]) * trainer.world_size
+        self.batches += 1
         now = time.monotonic()
         self.worked += now - self.mark
         self.mark = now
@@ -179,6 +195,8 @@ class RunFolder(Checkpoint):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "samples_per_second": self._rate(),
             "data_wait": self.waited / (self.waited + self.worked),
+            "step_seconds": self.worked / max(self.batches, 1),
+            **gpu_memory(),
         }
         earlier = [r for r in self.rows if r["epoch"] < row["epoch"]]  # not a part of this epoch
         self.rows = [*earlier, row]
@@ -190,6 +208,9 @@ class RunFolder(Checkpoint):
         if trainer.is_global_zero:
             self._write_rows()
         trainer.save_checkpoint(self.last)
+        if trainer.is_global_zero:
+            for older in self.last.parent.glob("hpc_ckpt_*.ckpt"):  # of a requeue
+                older.unlink()
 
     def _rate(self) -> float:
         return self.samples / max(self.waited + self.worked, 1e-9)
@@ -238,6 +259,7 @@ class RunFolder(Checkpoint):
             "metric": metric,
             "best": max(best) if best else None,
             "epochs": len(self.rows),
+            "global_batch": self.global_batch,
             **mean,
             "seconds": self.seconds + time.monotonic() - self.started,
             "checkpoint": str(self.best if self.best.exists() else self.last),
@@ -252,6 +274,15 @@ class RunFolder(Checkpoint):
         table.writerows(self.rows)
         write_whole(self.folder / "metrics.csv", text.getvalue())
         write_whole(self.folder / "curves.png", draw_curves(self.rows, self.metric))
+
+
+def gpu_memory() -> dict[str, float]:
+    """Most memory of tensors since the last call, 10^6 bytes; nothing without a GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    peak = torch.cuda.max_memory_allocated() / 1e6
+    torch.cuda.reset_peak_memory_stats()
+    return {"gpu_memory": peak}
 
 
 def draw_curves(rows: list[dict[str, float]], metric: str) -> bytes:

@@ -25,7 +25,7 @@ LAYERS = [
     {"models"},
     {"explain"},
     {"tasks", "data", "weights.verify", "weights.inspect"},
-    {"watch", "run", "report", "estimate"},
+    {"watch", "run", "report", "estimate", "cluster", "gradients", "profiling"},
     {"answer"},
     {"cli"},
     {"fit", "evaluate", "predict", "weights.__main__", "__main__"},
@@ -40,7 +40,19 @@ ONLY = {
 }
 # Packages of others, and the modules that may import them; torch everywhere.
 OTHERS = {
-    "lightning": {"tasks", "data", "cli", "run", "fit", "estimate", "evaluate", "predict"},
+    "lightning": {
+        "tasks",
+        "data",
+        "cli",
+        "run",
+        "cluster",
+        "gradients",
+        "profiling",
+        "fit",
+        "estimate",
+        "evaluate",
+        "predict",
+    },
     "timm": {"image", "detection", "weights.verify", "tasks", "data.augment"},
     "pytorchvideo": {"video"},
     "torchvision": {"detection", "tasks", "data", "watch"},

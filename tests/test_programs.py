@@ -100,7 +100,7 @@ def assert_same_end(run, other):
     torch.testing.assert_close(best["state_dict"], other_best["state_dict"], rtol=0, atol=0)
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=0)
-    times = ("samples_per_second", "data_wait")
+    times = ("samples_per_second", "data_wait", "step_seconds")
     tables = [list(csv.DictReader((f / "metrics.csv").open())) for f in (run, other)]
     rows = [[{k: v for k, v in row.items() if k not in times} for row in t] for t in tables]
     assert rows[0] == rows[1]

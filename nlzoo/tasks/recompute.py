@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from nlzoo.folded import FoldedNetwork
 from nlzoo.names import nearest
 
+Context = AbstractContextManager[Any]
+
 
 def recompute_(model: nn.Module, stages: Sequence[str]) -> None:
     """Keep only the inputs of the children of these stages in training; in place.
@@ -48,7 +50,7 @@ def _forward(stage: nn.Sequential, x: Tensor) -> Tensor:
     return x
 
 
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager[Any], ...]:
+def _contexts(module: nn.Module) -> tuple[Context, Context]:
     """Of the two forward passes."""
     return nullcontext(), _statistics_kept(module)
 
