@@ -19,8 +19,8 @@ class Labelled(LightningDataModule):
     """What sets of videos and of images have in common.
 
     Training and validation batches are (sample uint8 (B, C, *S), label int64 (B,), index int64
-    (B,)); test batches hold several crops of each view, (B, crops, C, *S), one row a view, with
-    index = file * clips + view.
+    (B,)); where a file has many labels, label is int8 (B, K). Test batches hold several crops of
+    each view, (B, crops, C, *S), one row a view, with index = file * clips + view.
 
     Attributes:
         kind: what a file is.
