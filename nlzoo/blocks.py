@@ -119,12 +119,19 @@ class NonLocalBlock(nn.Module):
         if self.zero_init:  # one of the two: with both at 0, neither would ever leave it
             nn.init.zeros_(self.out.weight if self.norm is None else self.norm.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *S) -> (B, C, *S), in the dtype and memory format of x."""
+    def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
+        """(B, C, *S) -> (B, C, *S), in the dtype and memory format of x.
+
+        Positions where `inside` (B, *S), bool, is false are padding, which no query looks at; a
+        key is padding where all that it was pooled of is. A query must have a key.
+        """
         self.positions(x.shape)
         tokens = x.movedim(1, -1).contiguous()  # (B, *S, C), a view of a channels-last x
         rows = self._fold(tokens)
-        y = self._pairwise(self._queries(rows), *self._keys(rows))
+        keys = None
+        if inside is not None:
+            keys = self._pool(self._fold(inside.unsqueeze(-1).float())).flatten(1) > 0
+        y = self._pairwise(self._queries(rows), *self._keys(rows), keys)
         z = _linear(self._unfold(y, tokens.shape), self.out).movedim(-1, 1)
         if self.norm is not None:
             z = self.norm(z)
@@ -267,12 +274,16 @@ class NonLocalBlock(nn.Module):
                     phi = ops.at_least_float32(phi) @ w
         return phi.flatten(1, -2), g.flatten(1, -2)
 
-    def _pairwise(self, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    def _pairwise(self, theta: Tensor, phi: Tensor, g: Tensor, keys: Tensor | None) -> Tensor:
+        if self.form in ("embedded_gaussian", "gaussian"):
+            return ops.embedded_gaussian(
+                theta, phi, g, scale=self.scale, route=self.route, keys=keys
+            )
+        if keys is not None:  # a mean over those that count
+            g = g * (keys / keys.float().mean(1, keepdim=True)).unsqueeze(-1).to(g.dtype)
         if self.form == "concatenation":
             return ops.pairwise_relu(theta.squeeze(-1), phi.squeeze(-1), g, route=self.route)
-        if self.form == "dot_product":
-            return ops.dot_product(theta, phi, g, route=self.route)
-        return ops.embedded_gaussian(theta, phi, g, scale=self.scale, route=self.route)
+        return ops.dot_product(theta, phi, g, route=self.route)
 
     def _seen_by(self, shape: Sequence[int], query: int | Sequence[int]) -> Tensor:
         """Flat positions (*S') of x that share a row of `_fold` with the query."""

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from nlzoo.detectors import create_detector
 from nlzoo.files import whole_file
 from nlzoo.folded import FoldedNetwork
 from nlzoo.image import image_model, places_for
@@ -20,7 +21,16 @@ from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice, nearest
 from nlzoo.network import Network
 from nlzoo.preprocessing import Normalize, Preprocessing
-from nlzoo.registry import IMAGE, MODELS, VIDEO, base_of, is_timm, places_of, timm_builder
+from nlzoo.registry import (
+    DETECTORS,
+    IMAGE,
+    MODELS,
+    VIDEO,
+    base_of,
+    is_timm,
+    places_of,
+    timm_builder,
+)
 from nlzoo.version import __version__
 from nlzoo.video import VideoResNet
 from nlzoo.weights.blocks import facts_of
@@ -57,7 +67,8 @@ def create_model(
         preprocessing: what the network will see; by default that of its weights or geometry.
             Mean and standard deviation are always those of weights that say any, as timm's do.
         **arch: geometry, width, dropout, zero_init_residual, head of `VideoResNet`; width of
-            `CifarResNet`; of timm's networks, options of `timm.create_model`.
+            `CifarResNet`; of timm's networks, options of `timm.create_model`; of detectors those
+            of `nlzoo.detection.detector`.
 
     Returns:
         The network in training mode, float32, those for videos with weights in channels-last;
@@ -69,6 +80,8 @@ def create_model(
         FileNotFoundError: no such weights file.
         OSError: a download failed.
     """
+    if name.partition(".")[0] in DETECTORS:
+        return create_detector(name, pretrained, num_classes, non_local, preprocessing, arch)
     if is_timm(name):
         there = pretrained is True or not pretrained or str(pretrained).startswith("timm/")
         given = pretrained if there else read_weights(str(pretrained), clips=False)
@@ -95,7 +108,7 @@ def create_model(
 def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
     """Names that match a wildcard ("*_nl5"); with `pretrained`, `NAME.tag` of published weights."""
     tagged = [e.name for e in read_zoo().values() if e.model and e.url]
-    return sorted(n for n in (tagged if pretrained else MODELS) if fnmatch(n, filter))
+    return sorted(n for n in (tagged if pretrained else MODELS | DETECTORS) if fnmatch(n, filter))
 
 
 def load_model(path: str | Path) -> Network:
@@ -117,6 +130,8 @@ def load_model(path: str | Path) -> Network:
             f"{path} says nothing about its model; use create_model(NAME, pretrained=PATH)"
         )
     name = weights.spec["model"]["name"]
+    if name in DETECTORS:
+        return create_model(name, pretrained=path).eval()
     if is_timm(name):
         return _build_timm(name, weights, None, None, None, {}).eval()
     return _build(name, None, None, None, {}, weights).eval()

@@ -90,22 +90,33 @@ def _fused_kernel_exists(device: str, dtype: torch.dtype, d: int, dv: int) -> bo
 
 
 def embedded_gaussian(
-    theta: Tensor, phi: Tensor, g: Tensor, *, scale: float, route: Route = "auto"
+    theta: Tensor,
+    phi: Tensor,
+    g: Tensor,
+    *,
+    scale: float,
+    route: Route = "auto",
+    keys: Tensor | None = None,
 ) -> Tensor:
     """softmax_j(scale theta_i . phi_j) g_j, equation (3); (B, N, D), (B, M, D), (B, M, Dv).
 
     The paper's scale is 1, that of every released model D ** -0.5. Logits have at least float32.
+    `keys` (B, M), bool, says which j are summed over; with it "sdpa" takes the place of "chunked".
     """
     theta, phi, g = _one_dtype(theta, phi, g)
     route = choose_route("embedded_gaussian", route, g.device.type, g.dtype, _sizes(theta, g))
+    mask = None if keys is None else keys.unsqueeze(1)
     with autocast_off(g):
         if route == "definition":
             logits = at_least_float32(theta) @ at_least_float32(phi).mT * scale
+            if mask is not None:
+                logits = logits.masked_fill(~mask, -torch.inf)
             return torch.softmax(logits, -1).to(g.dtype) @ g
-        if route == "sdpa":
+        if route == "sdpa" or mask is not None:
             # A last dimension with another stride than 1 would materialise N x M, silently.
             q, k, v = (_rows(t).unsqueeze(1) for t in (theta, phi, g))
-            return F.scaled_dot_product_attention(q, k, v, scale=scale).squeeze(1)
+            seen = None if mask is None else mask.unsqueeze(1)
+            return F.scaled_dot_product_attention(q, k, v, seen, scale=scale).squeeze(1)
         # views, as the compiler refuses one tensor in two arguments (x = x_hat)
         return _ChunkedSoftmax.apply(theta, phi.view_as(phi), g.view_as(g), scale)
 

@@ -35,6 +35,13 @@ class Preprocessing:
     multilabel: bool = False  # several classes may be there at once, or none
     pool: str = "mean"  # of the scores of a file's views: mean or max
     segments: bool = False  # clips of a test lie in the middle of equal parts, not at their start
+    # of detectors
+    task: str = "classification"  # or detection: short side test_size, long side up to test_crop
+    category_ids: tuple[int, ...] = ()  # of the classes, in the data's own files
+    keypoints: tuple[str, ...] = ()  # names
+    skeleton: tuple[list[int], ...] = ()  # pairs of keypoints, from 0, that a picture joins
+    flip: tuple[list[int], ...] = ()  # pairs that change places in a mirror
+    sigmas: tuple[float, ...] = ()  # of each keypoint, of COCO's metric; (): its own
 
     def scores(self, logits: Tensor) -> Tensor:
         """Logits (B, K) -> softmax over the classes, or of many labels the sigmoid of each."""

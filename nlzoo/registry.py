@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any
 
 from nlzoo.cifar import CifarResNet
+from nlzoo.detection import detector
 from nlzoo.image import PATTERNS, clip_model, image_model
 from nlzoo.slowfast import SlowFast
 from nlzoo.video import VideoResNet
@@ -76,12 +77,29 @@ PLACES |= {
 }
 
 
+_BODIES = ("resnet18", "resnet50", "resnet101", "resnext101_32x8d", "resnext152_32x8d")
+_HOSTS = {
+    f"{kind}_rcnn_{body}_fpn{'_v2' * (version == 2)}": partial(detector, kind, body, version)
+    for kind in ("faster", "mask", "keypoint")
+    for body in _BODIES
+    for version in (1, 2)
+    if version == 1 or kind != "keypoint"
+}
+DETECTOR_PLACES = dict.fromkeys(_HOSTS, "") | {
+    f"{name}_{words.replace(' ', '_')}": words
+    for name in _HOSTS
+    for words in (*PATTERNS, "nl4head", "nl4head nl1")
+    if "head" not in words or "keypoint" in name
+}
+
+
 def base_of(name: str) -> str:
     """Of a name of `MODELS`, the one without blocks."""
     return name.partition("_nl")[0]
 
 
 MODELS = {name: BACKBONES[base_of(name)] for name in PLACES}
+DETECTORS = {name: _HOSTS[base_of(name)] for name in DETECTOR_PLACES}
 
 
 def is_timm(name: str) -> bool:
@@ -99,5 +117,6 @@ def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[s
     """Where `create_model` puts blocks; empty: nowhere."""
     if isinstance(non_local, str):
         return non_local
-    places: str | list[str] = (non_local or {}).get("places") or PLACES.get(name, "")
+    own = PLACES.get(name) or DETECTOR_PLACES.get(name, "")
+    places: str | list[str] = (non_local or {}).get("places") or own
     return places

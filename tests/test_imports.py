@@ -14,14 +14,15 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # A module imports from layers before its own, and from its own package.
 LAYERS = [
-    {"version", "files", "names", "preprocessing", "geometry"},
+    {"version", "files", "names", "preprocessing", "geometry", "shapes"},
     {"ops", "convs", "program", "network"},
     {"blocks", "folded"},
-    {"insert", "weights"},
+    {"insert", "weights", "padding"},
     {"residual"},
-    {"video", "image", "cifar", "detection"},
-    {"inflate", "slowfast"},
+    {"video", "image", "cifar"},
+    {"inflate", "slowfast", "detection"},
     {"registry"},
+    {"detectors"},
     {"models"},
     {"explain"},
     {"tasks", "data", "weights.verify", "weights.inspect"},
@@ -32,7 +33,7 @@ LAYERS = [
 ]
 # Narrower than their layer.
 ONLY = {
-    "data": {"files", "names", "preprocessing", "program"},
+    "data": {"files", "names", "preprocessing", "program", "shapes"},
     "weights": {"blocks", "files", "names", "network", "version", "geometry", "preprocessing"},
     "image": {"files", "names", "preprocessing", "folded", "residual", "insert"},
     "program": {"names"},
@@ -55,9 +56,10 @@ OTHERS = {
     },
     "timm": {"image", "detection", "weights.verify", "tasks", "data.augment"},
     "pytorchvideo": {"video"},
-    "torchvision": {"detection", "tasks", "data", "watch"},
+    "torchvision": {"detection", "detectors", "tasks", "data", "watch"},
     "av": {"data.decode", "data.prepare"},
     "torchcodec": {"data.decode"},
+    "faster_coco_eval": {"shapes", "tasks", "data"},
     "litdata": {"data.chunks", "data.stream"},
     "botocore": {"data.chunks"},
     "jsonargparse": {
@@ -66,6 +68,7 @@ OTHERS = {
         "fit",
         "evaluate",
         "predict",
+        "data.coco",
         "data.prepare",
         "data.stream",
         "weights.__main__",
