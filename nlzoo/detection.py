@@ -192,6 +192,7 @@ def _finish(model: Any, num_classes: int) -> Any:
         part.forward = partial(_without_autocast, part.forward)
     model.register_forward_pre_hook(_scale)
     model.num_classes = num_classes
+    model.get_classifier = partial(_classifiers, model.roi_heads)
     short = model.transform.min_size[-1]
     model.preprocessing = Preprocessing(
         mean=MEAN,
@@ -210,6 +211,13 @@ def _scale(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """uint8 images become float in 0..1."""
     images = [i / 255 if i.dtype == torch.uint8 else i for i in inputs[0]]
     return images, *inputs[1:]
+
+
+def _classifiers(heads: Any) -> tuple[nn.Module, ...]:
+    """What depends on the classes, and on the keypoints."""
+    masks = getattr(heads.mask_predictor, "mask_fcn_logits", None)
+    found = (heads.box_predictor, masks, heads.keypoint_predictor)
+    return tuple(part for part in found if part is not None)
 
 
 def _without_autocast(forward: Any, *args: Any) -> Any:

@@ -41,7 +41,7 @@ class Gradients(Callback):
             self.losses, self.files = [], []
             if self.before:
                 torch._foreach_copy_(self.before, self.statistics)
-        self.files += batch[2].tolist()
+        self.files += pl_module.indices(batch)  # type: ignore[operator]
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor

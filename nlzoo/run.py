@@ -20,7 +20,13 @@ from rich.console import Console
 
 from nlzoo.files import write_whole
 
-METRICS = {"top1": "top-1", "map": "mAP"}  # by which the best checkpoint is chosen
+METRICS = {  # by which the best checkpoint is chosen
+    "top1": "top-1",
+    "map": "mAP",
+    "box/AP": "box AP",
+    "mask/AP": "mask AP",
+    "keypoint/AP": "keypoint AP",
+}
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"  # in a run folder
 
 
@@ -200,7 +206,8 @@ class RunFolder(Checkpoint):
         }
         earlier = [r for r in self.rows if r["epoch"] < row["epoch"]]  # not a part of this epoch
         self.rows = [*earlier, row]
-        shown = {"train/top1": "top-1", f"val/{self.metric}": f"validation {METRICS[self.metric]}"}
+        shown = {"train/top1": "top-1"}
+        shown |= {f"val/{key}": f"validation {name}" for key, name in METRICS.items()}
         said = "".join(f", {name} {row[key]:.3f}" for key, name in shown.items() if key in row)
         loss = f"epoch {row['epoch']:>3}  loss {row['train/loss']:.3f}"
         self._say(trainer, f"{loss}{said}  {self._pace(trainer)}")

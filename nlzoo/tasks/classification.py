@@ -6,10 +6,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.optim.swa_utils import update_bn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -19,22 +17,15 @@ from nlzoo.models import create_model
 from nlzoo.network import Network
 from nlzoo.preprocessing import Normalize, Preprocessing
 from nlzoo.registry import places_of
-from nlzoo.tasks.optim import (
-    blocks_of,
-    build_optimizer,
-    build_schedule,
-    freeze,
-    host_norms,
-    parameter_groups,
-)
+from nlzoo.tasks.optim import blocks_of, freeze, host_norms
 from nlzoo.tasks.recompute import recompute_
 from nlzoo.tasks.scores import MeanAveragePrecision, ViewScores, accuracies, readable
-from nlzoo.version import __version__
+from nlzoo.tasks.training import Training
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
-class Classification(LightningModule):
+class Classification(Training):
     """A network, its loss, its metrics and its schedule.
 
     Batches are (sample uint8 (B, C, *S), label int64 (B,), index int64 (B,)), *S being (T, H, W)
@@ -119,7 +110,6 @@ class Classification(LightningModule):
         recompute_(self.model, activation_checkpointing or ())
         if compile:
             self.model.compile()
-        self.recipe, self.seed = "", 0  # text of the effective recipe, for checkpoints
         if bn == "precise" and train != "all":
             raise ValueError(f"bn: precise re-estimates what train: {train} keeps: give bn: frozen")
         self.smoothing, self.mix = label_smoothing, _mix(mixup, cutmix, self.model)
@@ -144,30 +134,6 @@ class Classification(LightningModule):
         if stage == "fit" and self.mix and data.batch_size < 2:
             raise ValueError("mixup and cutmix mix the files of a batch: data.batch_size 1 has one")
 
-    def on_fit_start(self) -> None:
-        """Remember the seed that the program set."""
-        self.seed = torch.initial_seed()
-        self.train()  # Lightning leaves modes as they are; what is frozen has to be in its own
-
-    def make_optimizer(self) -> Optimizer:
-        """Of all that trains."""
-        hp = self.hparams
-        groups = parameter_groups(
-            self.model, hp["lr"], hp["weight_decay"], hp["head_lr"], hp["layer_decay"]
-        )
-        return build_optimizer(groups, hp["optimizer"], hp["lr"])
-
-    def configure_optimizers(self) -> Any:
-        """One optimizer, one schedule stepped each iteration."""
-        hp, optimizer = self.hparams, self.make_optimizer()
-        total = int(self.trainer.estimated_stepping_batches)
-        milestones = tuple(hp["milestones"] or ())
-        scheduler = build_schedule(optimizer, total, hp["schedule"], hp["warmup"], milestones)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
     def train(self, mode: bool = True) -> "Classification":
         """Frozen statistics stay in evaluation mode."""
         super().train(mode)
@@ -179,16 +145,6 @@ class Classification(LightningModule):
             for block in blocks_of(self.model):
                 block.eval()
         return self
-
-    def on_train_epoch_start(self) -> None:
-        """Start counting. (Not called where an epoch is resumed.)"""
-        for metric in self.running.values():
-            metric.reset()
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Dropout is a function of (seed, step, rank), so that a resumed run repeats it."""
-        batches = self.trainer.fit_loop.total_batch_idx
-        torch.manual_seed(self.seed + batches * self.trainer.world_size + self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one sample a file; accuracy is that of the label that it has most of."""
@@ -204,9 +160,12 @@ class Classification(LightningModule):
         if "top1" in self.running:
             self.running["top1"].update(logits, target.argmax(1))
         self.log("train/loss_step", loss)
-        for name, metric in self.running.items():
-            self.log(f"train/{name}", metric, on_step=False, on_epoch=True, prog_bar=True)
+        self.log_running()
         return loss
+
+    def indices(self, batch: Batch) -> list[int]:
+        """Which of the data's training files a batch is of."""
+        return batch[2].tolist()
 
     # -- evaluation -------------------------------------------------------------------------
 
@@ -283,26 +242,6 @@ class Classification(LightningModule):
                 if name.endswith(("running_mean", "running_var")):
                     gathered: Any = self.all_gather(buffer)
                     buffer.copy_(gathered.mean(0))
-
-    # -- checkpoints ------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what `nlzoo.load_model` needs: plain values only."""
-        checkpoint["nlzoo"] = {
-            "version": __version__,
-            "model": self.model.spec,
-            "preprocessing": self.preprocessing.to_dict(),
-            "recipe": self.recipe,
-            "running": {name: metric.metric_state for name, metric in self.running.items()},
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint was written."""
-        for name, state in checkpoint["nlzoo"]["running"].items():
-            metric = self.running[name]
-            for key, value in state.items():
-                setattr(metric, key, value.to(metric.device))
-            metric._update_count = 1  # else it takes itself for fresh
 
 
 def _network(

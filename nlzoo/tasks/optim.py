@@ -105,12 +105,18 @@ def build_optimizer(groups: list[dict[str, Any]], name: str, lr: float) -> Optim
 
 
 def rate(
-    step: int, total: int, schedule: str, warmup: int = 0, milestones: tuple[int, ...] = ()
+    step: int,
+    total: int,
+    schedule: str,
+    warmup: int = 0,
+    milestones: tuple[int, ...] = (),
+    start: float = 0.0,
 ) -> float:
     """The factor on the peak learning rate at iteration `step` (from 0) of `total`.
 
-    Linear warm-up over `warmup` iterations, then "steps": a tenth after each milestone (paper
-    section 4.1: 150k and 300k of 400k), or "cosine": half a cosine down to 0 at `total`.
+    Linear warm-up from `start` over `warmup` iterations, then "steps": a tenth after each
+    milestone (paper section 4.1: 150k and 300k of 400k), or "cosine": half a cosine down to 0 at
+    `total`.
 
     Raises:
         ValueError: unknown schedule.
@@ -118,7 +124,7 @@ def rate(
     if schedule not in ("steps", "cosine"):
         raise ValueError(f"unknown schedule {schedule!r}: steps or cosine")
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        return start + (1 - start) * (step + 1) / (warmup + 1)
     if schedule == "steps":
         return 0.1 ** sum(step >= m for m in milestones)
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -126,7 +132,12 @@ def rate(
 
 
 def build_schedule(
-    optimizer: Optimizer, total: int, schedule: str, warmup: int, milestones: tuple[int, ...]
+    optimizer: Optimizer,
+    total: int,
+    schedule: str,
+    warmup: int,
+    milestones: tuple[int, ...],
+    start: float = 0.0,
 ) -> LambdaLR:
     """`rate` as a scheduler that is stepped once an iteration."""
-    return LambdaLR(optimizer, lambda step: rate(step, total, schedule, warmup, milestones))
+    return LambdaLR(optimizer, lambda step: rate(step, total, schedule, warmup, milestones, start))
