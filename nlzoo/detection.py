@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import timm
@@ -134,12 +135,9 @@ def detector(
         **(rcnn or {}),
     }
     made = {"faster": tv.FasterRCNN, "mask": tv.MaskRCNN, "keypoint": tv.KeypointRCNN}
-    check_choice("kind", kind, made)
-    try:
-        model = made[kind](pyramid, **options)
-    except TypeError as error:
-        raise ValueError(f"rcnn: {error}") from error
-    return _finish(model, num_classes)
+    for key in rcnn or {}:
+        check_choice("option of rcnn", key, signature(made[kind]).parameters)
+    return _finish(made[kind](pyramid, **options), num_classes)
 
 
 def _body(name: str, pretrained: bool, batch: bool, eps: float) -> nn.Module:

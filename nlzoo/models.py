@@ -185,7 +185,7 @@ def _build(
     entry: Entry | None = None,
 ) -> Network:
     """The network; what is not given is as its weights were trained, or as published."""
-    check_choice("model", name, MODELS)
+    check_choice("model", name, MODELS | DETECTORS)
     trained = _trained(name, weights, entry)
     for key in arch.keys() & trained.arch.keys():
         if arch[key] != trained.arch[key]:

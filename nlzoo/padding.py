@@ -20,6 +20,7 @@ class KeyMask:
         self.sizes: list[tuple[int, int]] = []  # of the images of this pass, pixels
         self.canvas = (1, 1)
         model.transform.register_forward_hook(self._remember)
+        model.backbone.register_forward_hook(self._forget)
         for module in model.backbone.modules():
             if isinstance(module, NonLocalBlock):
                 module.register_forward_pre_hook(self._add)
@@ -27,9 +28,14 @@ class KeyMask:
     def _remember(self, transform: nn.Module, inputs: Any, output: Any) -> None:
         self.sizes, self.canvas = output[0].image_sizes, output[0].tensors.shape[-2:]
 
+    def _forget(self, backbone: nn.Module, inputs: Any, output: Any) -> None:
+        self.sizes = []
+
     def _add(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A position is an image's where any of its pixels is."""
         x = inputs[0]
+        if not self.sizes:  # a pass of the backbone alone
+            return inputs
         starts = [
             torch.arange(n, device=x.device) * (side / n)
             for n, side in zip(x.shape[-2:], self.canvas, strict=True)
