@@ -29,7 +29,7 @@ LAYERS = [
     {"watch", "run", "report", "estimate", "cluster", "gradients", "profiling"},
     {"answer"},
     {"cli"},
-    {"fit", "evaluate", "predict", "weights.__main__", "__main__"},
+    {"fit", "evaluate", "predict", "data.coco.__main__", "weights.__main__", "__main__"},
 ]
 # Narrower than their layer.
 ONLY = {

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from nlzoo.data.classes import Split
 from nlzoo.data.layouts import Kind
-from nlzoo.data.loading import EvalItems, Note, TrainItems, TrainLoader, eval_loader
+from nlzoo.data.loading import EpochSampler, EvalItems, Note, TrainItems, TrainLoader, eval_loader
 
 
 class Labelled(LightningDataModule):
@@ -99,7 +99,8 @@ class Labelled(LightningDataModule):
         """Shuffled; batches hold a fourth element that `on_before_batch_transfer` takes away."""
         split = self._split("train")
         items = TrainItems(split.files, split.labels, read, self.seed)
-        return TrainLoader(items, self.batch_size, self._count_workers(), self.trainer)
+        sampler = EpochSampler(items, self.batch_size, self.trainer)
+        return TrainLoader(items, self.batch_size, self._count_workers(), sampler)
 
     def _eval_loader(
         self, name: str, read: Any, shape: tuple[int, ...], views: int = 1

@@ -31,7 +31,7 @@ class Note:
 
 
 # uint8; what is damaged in its file ("": nothing); its own label, where the file's is not
-Sample = tuple[Tensor, str] | tuple[Tensor, str, Tensor]
+Sample = tuple[Tensor, str] | tuple[Tensor, str, Any]
 Label = int | Tensor  # a class, or int8 (K,): 1 for each class that is there
 Item = tuple[Tensor, Label, int, list[Note]]  # sample, label, index
 Batch = tuple[Tensor, Tensor, Tensor, list[Note]]
@@ -139,23 +139,31 @@ class EpochSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, done = self._position()
+        yield from ((epoch, i) for i in self.order(epoch)[done * self._batch_size :])
+
+    def order(self, epoch: int) -> list[int]:
+        """This rank's files in an epoch."""
         self.set_epoch(epoch)
-        order = list(super().__iter__())
-        yield from ((epoch, i) for i in order[done * self._batch_size :])
+        return list(super().__iter__())
 
 
 class TrainLoader(DataLoader[Any]):
     """Batches of training items; the state that Lightning asks for is its own count of batches."""
 
     def __init__(
-        self, data: TrainItems, batch_size: int, workers: int, trainer: "Trainer | None"
+        self,
+        data: TrainItems,
+        batch_size: int,
+        workers: int,
+        sampler: EpochSampler,
+        collate_fn: Callable[..., Any] = collate,
     ) -> None:
         super().__init__(
             data,
             batch_size,
-            sampler=EpochSampler(data, batch_size, trainer),
+            sampler=sampler,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=collate_fn,
             pin_memory=torch.cuda.is_available(),
             drop_last=True,
             persistent_workers=workers > 0,

@@ -57,8 +57,10 @@ class Pixels:
 Source = str | Path | Packed | Pixels
 
 
-def read_image(source: Source) -> Image.Image:
+def read_image(source: Source, upright: bool = True) -> Image.Image:
     """An image as it is seen: upright (EXIF), 8 bit RGB, on white where it is transparent.
+
+    Not `upright`: as it is stored, which is what COCO's annotations are of.
 
     Raises:
         Unreadable: it is none, it is damaged, or too large (`PIL.Image.MAX_IMAGE_PIXELS`).
@@ -71,7 +73,7 @@ def read_image(source: Source) -> Image.Image:
         with Image.open(file, formats=FORMATS) as image:
             if max(image.size) > NARROW * min(image.size):
                 raise ValueError(f"{image.width} x {image.height} pixels are a line, no image")
-            return _rgb(ImageOps.exif_transpose(image))
+            return _rgb(ImageOps.exif_transpose(image) if upright else image)
     except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         text = getattr(error, "strerror", None) or str(error)
         reason = text.partition("<_io")[0].strip() or type(error).__name__

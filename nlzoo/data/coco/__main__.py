@@ -1,0 +1,74 @@
+"""Is a set in COCO's format fit to train on? `python -m nlzoo.data.coco check ANNOTATIONS IMAGES`.
+
+Every fault is named, counted, and shown with the first of its kind. Exit code 2: there are errors.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from nlzoo.data.coco.check import Rules, check_overlap, check_split
+from nlzoo.data.coco.faults import Faulty, Mode, Report
+from nlzoo.data.coco.records import check_same
+from nlzoo.data.coco.results import check_results
+from nlzoo.program import make_parser, parse_options, run
+
+
+def parser() -> ArgumentParser:
+    """One command: check."""
+    made = make_parser("python -m nlzoo.data.coco", "Sets in COCO's format.")
+    programs = made.add_subcommands()
+    check = make_parser("", "name every fault of a set")
+    check.add_argument("annotations", type=Path, help="COCO's JSON file")
+    check.add_argument("images", type=Path, help="folder of its images")
+    check.add_argument("--wants", choices=("boxes", "masks", "keypoints"), default="masks")
+    check.add_argument("--strict", action="store_true", help="warnings are errors, too")
+    check.add_argument("--lenient", action="store_true", help="what is broken is left out")
+    check.add_argument("--exif", action="store_true", help="images are turned by their tag")
+    check.add_argument("--train", default="", help="annotations trained on, to compare with")
+    check.add_argument("--results", default="", help="results to be scored by these annotations")
+    programs.add_subcommand("check", check, help=check.description)
+    return made
+
+
+def main(argv: Sequence[str]) -> None:
+    """Warnings and totals on standard output, errors on the other."""
+    given = parse_options(parser(), argv).check
+    if given.strict and given.lenient:
+        raise ValueError("--strict or --lenient, not both")
+    if not given.images.is_dir():
+        raise FileNotFoundError(f"no folder of images {str(given.images)!r}")
+    mode: Mode = "strict" if given.strict else "lenient" if given.lenient else "default"
+    rules = Rules(given.wants, mode, given.exif, decode=True)
+    report = Report(str(given.annotations), mode)
+    try:
+        _check(given, rules, report)
+    except Faulty:
+        if not report.lines(errors=True):  # it is the other file's
+            raise
+    sys.stdout.writelines(f"warning: {line}\n" for line in report.lines(errors=False))
+    sys.stdout.write(f"{given.annotations}: {report.summary()}\n")
+    errors = report.lines(errors=True)
+    sys.stderr.writelines(f"error: {line}\n" for line in errors)
+    sys.exit(2 if errors else 0)
+
+
+def _check(given: Namespace, rules: Rules, report: Report) -> None:
+    checked = check_split(given.annotations, given.images, given.images, rules, report)
+    if given.train:
+        train = Path(given.train)
+        root = train.parent.parent if train.parent.name == "annotations" else train.parent
+        other = check_split(train, root, None, replace(rules, decode=False), Report(given.train))
+        names = (list(one.table.names) for one in (other, checked))
+        check_same("train", next(names), "val", next(names), report)
+        check_overlap(other, checked)
+    if given.results:
+        images, categories = set(checked.found.ids.tolist()), set(checked.table.ids)
+        check_results(Path(given.results), images, categories, report)
+
+
+if __name__ == "__main__":
+    run(main)
