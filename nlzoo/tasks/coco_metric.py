@@ -6,6 +6,7 @@ for other images.)
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ DETECTION = [
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 ]
 KEYPOINT = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
-MOST_KEYPOINTS = 20  # detections of an image that are scored; of boxes and masks 100
+MOST = {"box": 100, "mask": 100, "keypoint": 20}  # scored: of a class, in an image
 
 
 def _silent(*_: Any) -> None:
@@ -157,7 +158,7 @@ class CocoMetric:
         kept: dict[str, Any] = {"score": scores, "box": xywh}
         kept["category"] = self._ids[found["labels"].cpu().numpy()]
         if "keypoint" in self.kinds:
-            kept["keypoint"] = _array(found["keypoints"]).reshape(len(boxes), -1).round(3)
+            kept["keypoint"] = _array(found["keypoints"].flatten(1)).round(3)
         if "mask" in self.kinds:
             kept["mask"] = _packed(found["masks"])
         for name in kept.keys() - {"mask"}:
@@ -210,16 +211,17 @@ class CocoMetric:
         return rows
 
     def results(self, kind: str) -> list[dict[str, Any]]:
-        """What was found, as COCO's server takes it, images in the order of their ids."""
+        """What was found, as COCO's server takes it: by image id, the best first."""
         rows = []
         for image in sorted(self._found):
-            found = self._found[image]
-            order = np.argsort(-found["score"], kind="stable")
-            for i in order[:MOST_KEYPOINTS] if kind == "keypoint" else order:
-                if found["category"][i] < 0:  # a class that this file has not
+            found, counts = self._found[image], Counter[int]()
+            for i in np.argsort(-found["score"], kind="stable"):
+                category = int(found["category"][i])
+                counts[category] += 1
+                if category < 0 or counts[category] > MOST[kind]:  # -1: the file has no such class
                     continue
-                row = {"image_id": image, "category_id": int(found["category"][i])}
-                row[FIELDS[kind]] = found[kind][i] if kind == "mask" else found[kind][i].tolist()
+                value = found[kind][i] if kind == "mask" else found[kind][i].tolist()
+                row = {"image_id": image, "category_id": category, FIELDS[kind]: value}
                 rows.append({**row, "score": float(found["score"][i])})
         return rows
 
