@@ -18,26 +18,32 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from nlzoo.cluster import OneRecipe, Requeue
 from nlzoo.data.charades import Charades
+from nlzoo.data.coco import Coco
 from nlzoo.data.images import Images
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.sample import make_sample
 from nlzoo.data.sample_actions import make_actions
+from nlzoo.data.sample_coco import make_coco
 from nlzoo.data.sample_images import make_images
 from nlzoo.files import read_text
 from nlzoo.gradients import Gradients
 from nlzoo.program import asks_for_help, make_parser, nearest, parse_options
 from nlzoo.run import LAST, RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.classification import Classification
+from nlzoo.tasks.detection import Detection
 
 SECTIONS = ("seed", "checkpoint_every", "task", "data", "trainer")
 # laid over a recipe by --sample
-SAMPLES = ("_video_sample", "_frame_sample", "_actions_sample", "_image_sample")
+SAMPLES = (
+    *("_video_sample", "_frame_sample", "_actions_sample", "_image_sample"),
+    *("_masks_sample", "_keypoints_sample"),
+)
 GIVEN = {"seed", "bad_files", "preprocessing"}  # by `build`, not by a recipe
 SHOWN = {  # in --help and in completion
     "task": "--task.KEY VALUE, as in --task.lr 0.02 --task.non_local.form dot_product",
-    "task.help": "list the keys: --task.help Classification",
+    "task.help": "list the keys: --task.help Classification|Detection",
     "data": "the folder; or --data.KEY VALUE, as in --data.batch_size 4",
-    "data.help": "list the keys: --data.help Kinetics|Charades|Images",
+    "data.help": "list the keys: --data.help Kinetics|Charades|Images|Coco",
     "trainer.max_steps": "iterations",
     "trainer.max_epochs": "epochs",
     "trainer.devices": "how many, or which",
@@ -143,7 +149,7 @@ def parse(
     elif not merged:
         raise ValueError(f"no recipe: --recipe NAME, one of {', '.join(recipe_names())}")
     given = ["--recipe", json.dumps(merged), *rest] if merged else rest
-    classes = (Classification, Kinetics, Charades, Images)
+    classes = (Classification, Detection, Kinetics, Charades, Images, Coco)
     keys = [key for c in classes for key in inspect.signature(c).parameters]
     config = parse_options(parser, given, keys)
     if not config.run and base is None:
@@ -156,7 +162,12 @@ def lay_sample(recipe: dict[str, Any]) -> dict[str, Any]:
     kind = recipe.get("data", {}).get("class_path")
     model = recipe.get("task", {}).get("init_args", {}).get("model", "")
     frames = model.startswith(("c2d/", "tsm/"))
-    others = {"Images": ("image", make_images), "Charades": ("actions", make_actions)}
+    wants = recipe.get("data", {}).get("init_args", {}).get("wants", "masks")
+    others = {
+        "Images": ("image", make_images),
+        "Charades": ("actions", make_actions),
+        "Coco": (wants, make_coco),
+    }
     name, make = others.get(kind, ("frame" if frames else "video", make_sample))
     path = make()
     merged = merge(recipe, read_recipe(f"_{name}_sample"))
