@@ -82,7 +82,7 @@ def _counts(counts: Any) -> np.ndarray:
         return np.array(counts, dtype=np.int64)
     if not isinstance(counts, str | bytes):
         raise TypeError(f"counts are a {type(counts).__name__}, not integers or a string")
-    text = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+    text = counts.encode("utf-8", "replace") if isinstance(counts, str) else counts
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
         raise ValueError("counts are no string of COCO's")

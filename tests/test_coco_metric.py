@@ -364,9 +364,7 @@ def test_sigmas_of_other_keypoints(tmp_path):
     np.testing.assert_allclose(list(metric.compute().values()), wanted, rtol=0, atol=1e-9)
     metric = CocoMetric(path, ["keypoint"], CATEGORIES)
     metric.update(list(found), list(found.values()))
-    with pytest.raises(
-        ValueError, match=r"3 keypoints where there are 17 sigmas: give data\.sigmas"
-    ):
+    with pytest.raises(ValueError, match="3 keypoints where there are 17 sigmas"):
         metric.compute()
 
 

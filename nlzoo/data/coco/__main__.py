@@ -5,14 +5,14 @@ Every fault is named, counted, and shown with the first of its kind. Exit code 2
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
 from nlzoo.data.coco.check import Rules, check_overlap, check_split
 from nlzoo.data.coco.faults import Faulty, Mode, Report
-from nlzoo.data.coco.records import check_same
+from nlzoo.data.coco.layout import find_folder
+from nlzoo.data.coco.records import check_same, read_json
 from nlzoo.data.coco.results import check_results
 from nlzoo.program import make_parser, parse_options, run
 
@@ -61,10 +61,11 @@ def _check(given: Namespace, rules: Rules, report: Report) -> None:
     if given.train:
         train = Path(given.train)
         root = train.parent.parent if train.parent.name == "annotations" else train.parent
-        other = check_split(train, root, None, replace(rules, decode=False), Report(given.train))
-        names = (list(one.table.names) for one in (other, checked))
-        check_same("train", next(names), "val", next(names), report)
-        check_overlap(other, checked)
+        made = read_json(train, Report(given.train))
+        classes = [category["name"] for category in made["categories"]]
+        check_same("train", classes, "val", checked.table.names, report)
+        names = [image["file_name"] for image in made["images"]]
+        check_overlap(names, find_folder(root, train, made["images"]), checked)
     if given.results:
         images, categories = set(checked.found.ids.tolist()), set(checked.table.ids)
         check_results(Path(given.results), images, categories, report)

@@ -63,7 +63,7 @@ def check_split(
     table = read_categories(made["categories"], keypoints, rules.classes, report)
     pairs = _pairs(table, rules, report)
     found = read_instances(made, table, rules.wants, rules.decode, report)
-    folder = folder or find_folder(root, annotations, _first(made))
+    folder = folder or find_folder(root, annotations, made["images"])
     bad = check_pictures(found, folder, rules.exif, rules.decode, report)
     if bad:
         good = np.array([str(folder / name) not in bad for name in found.names])
@@ -76,10 +76,6 @@ def check_split(
     return Checked(annotations, folder, table, pairs, found, bad, report)
 
 
-def _first(made: dict[str, Any]) -> str:
-    return made["images"][0]["file_name"] if made["images"] else ""
-
-
 def _pairs(table: Categories, rules: Rules, report: Report) -> list[tuple[int, int]]:
     try:
         return flip_pairs(table.keypoints, rules.pairs)
@@ -88,17 +84,13 @@ def _pairs(table: Categories, rules: Rules, report: Report) -> list[tuple[int, i
         return []
 
 
-def check_overlap(train: Checked, val: Checked) -> None:
-    """Report in that of `val` the images that both have: files of one name and one size."""
-    shared = set(train.found.names) & set(val.found.names)
-    for name in sorted(shared):
-        one, other = train.folder / name, val.folder / name
-        if one == other or _bytes(one) == _bytes(other):
+def check_overlap(names: Sequence[str], folder: Path, val: Checked) -> None:
+    """Report training images, by name and folder, that are in `val`: of one name and file size."""
+    for name in sorted(set(names) & set(val.found.names)):
+        one, other = folder / name, val.folder / name
+        there = one.is_file() and other.is_file()
+        if one == other or not there or one.stat().st_size == other.stat().st_size:
             val.report.add("split-overlap", name)
-
-
-def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
 
 
 def for_training(checked: Checked, empty: bool, min_keypoints: int) -> Instances:

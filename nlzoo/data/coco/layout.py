@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nlzoo.data.layouts import ALIASES, Kind
 from nlzoo.data.pictures import find_images
@@ -32,11 +33,11 @@ def _candidates(root: Path, name: str, keypoints: bool) -> Iterator[Path]:
         yield root / word / "_annotations.coco.json"
 
 
-def find_folder(root: Path, annotations: Path, first: str) -> Path:
-    """The folder of a split's images: that which has the first of them."""
+def find_folder(root: Path, annotations: Path, images: list[dict[str, Any]]) -> Path:
+    """The folder of a split's images, entries of its file: that which has the first of them."""
     word = annotations.stem
     for prefix in PREFIXES:
         word = word.removeprefix(prefix)
     folders = (root / word, root / "images" / word, root / "images", annotations.parent, root)
-    here = (folder for folder in folders if first and (folder / first).is_file())
+    here = (folder for folder in folders if images and (folder / images[0]["file_name"]).is_file())
     return next(here, next(filter(Path.is_dir, folders), root))

@@ -114,7 +114,7 @@ class Coco(Labelled):
         if both[0] and both[1]:
             ours, theirs = (list(one.table.names) for one in both if one)
             check_same("train", ours, "val", theirs, both[1].report)
-            check_overlap(both[0], both[1])
+            check_overlap(both[0].found.names, both[0].folder, both[1])
         reports = {id(some.report): some for some in self._checked.values()}
         for some in reports.values():
             try:
