@@ -1,0 +1,138 @@
+"""Images of any size on the canvas of an exported detector, and its detections back on them."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import keypointrcnn_inference
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from nlzoo.detection import LEVELS
+from nlzoo.preprocessing import Preprocessing
+
+Sizes = list[tuple[int, int]]  # height and width
+
+
+class Canvas:
+    """What is done before and after a file's graph, by torchvision's own functions.
+
+    Args:
+        preprocessing: of a detector.
+        shape: (B, 3, height, width) of the canvas.
+        raw: the file takes uint8.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, shape: Sequence[int], raw: bool) -> None:
+        self.batch, _, *self.sides = shape
+        self.raw = raw
+        sides = preprocessing.test_size, preprocessing.test_crop
+        self.transform = GeneralizedRCNNTransform(*sides, [0.0] * 3, [1.0] * 3).eval()
+
+    def put(self, images: Sequence[Tensor]) -> tuple[dict[str, Tensor], Sizes]:
+        """Images (3, H, W), uint8 or float in 0..1, resized as at test -> `images` and `sizes`.
+
+        Raises:
+            ValueError: more than the canvas is for, or one that does not fit on it.
+        """
+        if len(images) > self.batch:
+            raise ValueError(f"{len(images)} images at once: the file takes {self.batch}")
+        canvas = torch.zeros(self.batch, 3, *self.sides)
+        sizes: Sizes = []
+        for image, place in zip(images, canvas, strict=False):
+            image = image / 255 if image.dtype == torch.uint8 else image
+            image, _ = self.transform.resize(image)
+            height, width = image.shape[1:]
+            if height > self.sides[0] or width > self.sides[1]:
+                raise ValueError(
+                    f"an image becomes {height} x {width} pixels, which does not fit on the "
+                    f"canvas of {self.sides[0]} x {self.sides[1]}: export another, by --shape"
+                )
+            place[:, :height, :width] = image
+            sizes.append((height, width))
+        filled = [*sizes, *[(0, 0)] * (self.batch - len(sizes))]
+        if self.raw:
+            canvas = (canvas * 255).round().to(torch.uint8)
+        return {"images": canvas, "sizes": torch.tensor(filled, dtype=torch.float32)}, sizes
+
+    def take(
+        self, outputs: dict[str, Tensor], sizes: Sizes, originals: Sizes
+    ) -> list[dict[str, Tensor]]:
+        """Torchvision's dicts, in pixels of the original images, of what a graph gives.
+
+        Warns of detections that may not be exact.
+        """
+        outputs = {name: x.cpu() for name, x in outputs.items()}
+        if not outputs["exact"][: len(sizes)].all():
+            warnings.warn(
+                "more boxes than the file's suppression is for: some may be missing or "
+                "too many; lower --shape, or raise the score threshold",
+                stacklevel=3,
+            )
+        found = [detections(outputs, i, int(outputs["num"][i])) for i in range(len(sizes))]
+        made: list[dict[str, Tensor]] = self.transform.postprocess(found, sizes, originals)
+        return made
+
+
+def detections(outputs: dict[str, Tensor], i: int, number: int) -> dict[str, Tensor]:
+    """The first ones of an image, in pixels of the canvas, as torchvision's heads give them."""
+    one = {name: x[i][:number] for name, x in outputs.items() if x.ndim > 1}
+    if "masks" in one:
+        one["masks"] = one["masks"].unsqueeze(1)
+    if "heatmaps" in one:
+        points, scores = keypointrcnn_inference(one.pop("heatmaps"), [one["boxes"]])
+        one |= {"keypoints": points[0], "keypoints_scores": scores[0]}
+    return one
+
+
+class OnCanvas(nn.Module):
+    """Torchvision's own detector, called like `nlzoo.export.detection.StaticDetector`.
+
+    Attributes:
+        threshold: of scores, where it is not the detector's own; `num` counts by that.
+    """
+
+    threshold: float | None = None
+
+    def __init__(self, model: Any, canvas: tuple[int, int]) -> None:
+        super().__init__()
+        self.model, self.canvas, heads = model.eval(), canvas, model.roi_heads
+        maps = {n: torch.empty(1, 1, *(s // 4 >> i for s in canvas)) for i, n in enumerate(LEVELS)}
+        for pool in (heads.box_roi_pool, heads.mask_roi_pool, heads.keypoint_roi_pool):
+            if pool is not None:  # it keeps the scales of its first call, and guesses them by it
+                pool.scales = None
+                pool(maps, [torch.empty(0, 4)], [canvas])
+
+    def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
+        """As `StaticDetector`, keypoints (B, D, K, 3) and their scores in place of heat maps."""
+        model, heads = self.model, self.model.roi_heads
+        shapes = [(int(h), int(w)) for h, w in sizes.tolist()]
+        x = torch.zeros(images.shape, device=images.device)
+        for place, image, (height, width) in zip(x, images, shapes, strict=True):
+            image = image / 255 if image.dtype == torch.uint8 else image
+            place[:, :height, :width] = model.transform.normalize(image)[:, :height, :width]
+        if key_mask := getattr(model, "key_mask", None):
+            key_mask.sizes, key_mask.canvas = shapes, self.canvas
+        maps = model.backbone(x)
+        least = heads.score_thresh
+        heads.score_thresh = least if self.threshold is None else self.threshold
+        try:
+            proposals, _ = model.rpn(ImageList(x, shapes), maps)
+            found, _ = heads(maps, proposals, shapes)
+        finally:
+            heads.score_thresh = least
+        filled = [_fill(one, heads.detections_per_img) for one in found]
+        outputs = {name: torch.stack([one[name] for one in filled]) for name in filled[0]}
+        outputs["num"] = (outputs["scores"] > least).sum(1)
+        outputs["exact"] = torch.ones_like(outputs["num"], dtype=torch.bool)
+        return outputs
+
+
+def _fill(found: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """With detections of score 0."""
+    found = {n: x.squeeze(1) if n == "masks" else x for n, x in found.items()}
+    pads = {n: (0, 0) * (x.ndim - 1) + (0, number - len(x)) for n, x in found.items()}
+    return {n: F.pad(x, pads[n]) for n, x in found.items()}
