@@ -81,6 +81,8 @@ def show(answers: Sequence[Answer]) -> None:
     """A row a class; below, what is damaged and what was drawn."""
     table = Table(Column("file", overflow="fold"), "class", "score")
     for one in answers:
+        if not one["top"]:
+            table.add_row(one["file"], "nothing", "")
         for i, top in enumerate(one["top"]):
             table.add_row("" if i else one["file"], top["class"], f"{top['score']:.3f}")
     console = Console(highlight=False, soft_wrap=True)

@@ -9,8 +9,10 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from nlzoo.cli import build, merge, parse, recipe_parser
+from nlzoo.detection_report import write_detections
 from nlzoo.program import asks_for_help, run
 from nlzoo.report import write_report
+from nlzoo.tasks.detection import Detection
 from nlzoo.watch import check_scores
 from nlzoo.weights.load import check_fits
 from nlzoo.weights.read import read_checkpoint
@@ -42,7 +44,11 @@ def main(argv: Sequence[str]) -> None:
         trainer.test(task, data, verbose=False)
     except SystemExit as error:  # Lightning's answer to Ctrl-C
         raise KeyboardInterrupt from error
-    if trainer.is_global_zero:
+    if not trainer.is_global_zero:
+        return
+    if isinstance(task, Detection):
+        write_detections(Path(config.run), checkpoint, task, data, trainer)
+    else:
         check_results(task, data)
         write_report(Path(config.run), checkpoint, task, data, trainer)
 

@@ -160,7 +160,7 @@ class CocoMetric:
         if "keypoint" in self.kinds:
             kept["keypoint"] = _array(found["keypoints"].flatten(1)).round(3)
         if "mask" in self.kinds:
-            kept["mask"] = _packed(found["masks"])
+            kept["mask"] = pack_masks(found["masks"])
         for name in kept.keys() - {"mask"}:
             if not np.isfinite(kept[name]).all():
                 raise ValueError(f"results-nan: image {image} has a {name} that is no number")
@@ -230,7 +230,7 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().cpu().double().numpy()
 
 
-def _packed(masks: Tensor) -> list[dict[str, Any]]:
+def pack_masks(masks: Tensor) -> list[dict[str, Any]]:
     """Masks (N, 1, H, W) or (N, H, W), above 0.5, as run lengths that JSON takes."""
     flat = masks.detach().reshape(-1, *masks.shape[-2:])
     binary = (flat if flat.dtype == torch.bool else flat > 0.5).cpu().numpy().astype(np.uint8)
