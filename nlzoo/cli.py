@@ -205,6 +205,7 @@ def build(
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
     warnings.filterwarnings("ignore", "The number of training batches")  # below log_every_n_steps
     warnings.filterwarnings("ignore", ".*could not find the monitored key")  # not yet validated
+    warnings.filterwarnings("ignore", r"Found \d+ module\(s\) in eval mode")  # frozen ones
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")  # resumed
     seed_everything(config.seed, verbose=False)
     if config.checkpoint_every < 1:
@@ -241,16 +242,19 @@ def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [] if given is None else [given]
 
 
-def dry_build(config: Namespace) -> tuple[Classification, Trainer, tuple[int, ...]]:
+def dry_build(config: Namespace) -> tuple[Any, Trainer, tuple[int, ...]]:
     """Task, trainer and the shape of a device's batch: no data are read, no weights fetched."""
     quiet()
     task = _instance(config.task, pretrained=False, compile=False)
-    data = config.data.init_args
-    side = data.crop or task.preprocessing.crop
-    frames = [data.frames] if "frames" in data else []
+    data, pre = config.data.init_args, task.preprocessing
     options = recipe_parser().instantiate(Namespace(trainer=config.trainer)).trainer.as_dict()
     trainer = Trainer(**options | {"logger": False, "enable_checkpointing": False})
-    return task, trainer, (data.batch_size, 3, *frames, side, side)
+    if pre.task == "detection":  # a wide image, padded
+        size = [-(-side // 32) * 32 for side in (pre.test_size, pre.test_crop)]
+    else:
+        size = [data.crop or pre.crop] * 2
+    frames = [data.frames] if "frames" in data else []
+    return task, trainer, (data.batch_size, 3, *frames, *size)
 
 
 def _instance(section: Namespace, **extra: Any) -> Any:
