@@ -71,7 +71,7 @@ def onnx(options: Namespace) -> None:
     from nlzoo.export.spec import read_onnx, spec_of
 
     from nlzoo.names import check_choice
-    from nlzoo.registry import MODELS, is_timm
+    from nlzoo.registry import DETECTORS, MODELS, is_timm
 
     check_choice("--islands", options.islands, ("on", "off"))
     if options.tolerance < 0:
@@ -90,7 +90,7 @@ def onnx(options: Namespace) -> None:
         tolerance=options.tolerance,
     )
     size, spec = Path(options.output).stat().st_size / 1e6, spec_of(read_onnx(options.output))
-    named = options.source in MODELS or is_timm(options.source)
+    named = options.source in MODELS | DETECTORS or is_timm(options.source)
     weights = ", random weights" if named else ""
     sys.stdout.write(f"{options.output}: {size:.1f} MB{weights}; {parity}\n")
     if spec and spec.preprocessing:
@@ -115,15 +115,21 @@ def parity_parser() -> ArgumentParser:
 
 def parity(options: Namespace) -> None:
     """Compare, and say by how much they differ."""
+    from nlzoo.export.matching import compare_detections, draw_canvases
     from nlzoo.export.parity import TOLERANCE, common, compare, draw_inputs
     from nlzoo.export.runtime import Runner
 
     shape = numbers("shape", options.shape)
     with Runner(options.reference, shape=shape) as a, Runner(options.other, shape=shape) as b:
-        spec = common(a.spec, b.spec)
+        spec, precisions = common(a.spec, b.spec), (a.spec.precision, b.spec.precision)
+        if spec.is_detector:
+            both = compare_detections(a.everything, b.everything, draw_canvases(spec))
+            both.check(precisions, options.tolerance)
+            sys.stdout.write(f"{both}\n")
+            return
         inputs = draw_inputs(spec, a, b.profiles or a.profiles)
         found = compare(a, b, inputs, a.spec.output != b.spec.output)
-        loosest = max(TOLERANCE[s.precision] for s in (a.spec, b.spec))
+        loosest = max(TOLERANCE[name] for name in precisions)
     found.check(options.tolerance or loosest)
     sys.stdout.write(f"{found}\n")
 

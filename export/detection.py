@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from nlzoo.export.graph import DTYPES, fold_norms
 from nlzoo.export.roi_align import RoIAlign, table_of
 from nlzoo.export.suppress import suppress
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class StaticDetector(nn.Module):
         model: of `nlzoo.detection.detector`.
         canvas: height and width in pixels, multiples of 32.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: Any, canvas: tuple[int, int]) -> None:
         super().__init__()
@@ -62,6 +66,22 @@ class StaticDetector(nn.Module):
         self.register_buffer("std", std)
         pools = heads.box_roi_pool, heads.mask_roi_pool, heads.keypoint_roi_pool
         self.pools = nn.ModuleList([RoIAlign(p, shapes[:4]) if p else nn.Identity() for p in pools])
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names, in the order of `forward`."""
+        heads = self.model.roi_heads
+        more = ["masks"] * heads.has_mask() + ["heatmaps"] * heads.has_keypoint()
+        return ["boxes", "scores", "labels", "num", "exact", *more]
+
+    def narrow(self, precision: str, images: Tensor) -> "StaticDetector":
+        """Compute the backbone in fp16 or bf16, as `Graph.narrow`; all from its maps on in fp32."""
+        self.dtype = DTYPES[precision]
+        if self.dtype != torch.float32:
+            x = (images.float() / 255 - self.mean) / self.std
+            fold_norms(self.model.backbone, x)
+            self.model.backbone.to(self.dtype)
+        return self
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """Images (B, 3, H, W) in 0..1, or uint8; sizes (B, 2), height and width of what is image.

@@ -118,10 +118,10 @@ class Block(NonLocalBlock):
 
     pool: Pool
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Any, inside: Tensor | None = None) -> Any:
         """A map -> a map."""
         if self.form == "concatenation":  # its scores are of one channel
-            return super().forward(x)
+            return super().forward(x, inside)
         keys = self.pool(x) if self.subsample_first else x
         theta, phi = (x, keys) if self.form == "gaussian" else (self.theta(x), self.phi(keys))
         g = self.g(keys)

@@ -11,6 +11,7 @@ from nlzoo.export.frames import flatten_
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import FrozenBatchNorm2d
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.convs import SpaceConv3d, TimeConv3d
@@ -96,7 +97,7 @@ class Graph(nn.Module):
         """
         self.dtype = DTYPES[precision]
         if self.dtype != torch.float32:
-            _fold_norms(self.model, self.normalize(example))
+            fold_norms(self.model, self.normalize(example))
             self.model.to(self.dtype)
         return self
 
@@ -111,11 +112,13 @@ class Graph(nn.Module):
 
 
 @torch.no_grad()
-def _fold_norms(model: nn.Module, x: Tensor) -> None:
+def fold_norms(model: nn.Module, x: Tensor) -> None:
     """Merge each batch norm into the convolution that it follows, as seen in one pass.
 
     Left as it was where that changes the output: another layer, too, uses the convolution's.
+    Frozen norms become batch norms before.
     """
+    thaw(model)
     made: dict[int, tuple[nn.Module, Tensor]] = {}  # an output's id, and the output to keep it one
     pairs: dict[Any, Any] = {}  # norm -> convolution
 
@@ -128,7 +131,7 @@ def _fold_norms(model: nn.Module, x: Tensor) -> None:
             pairs[module] = made[id(inputs[0])][0]
 
     handles = [module.register_forward_hook(note) for module in model.modules()]
-    wanted = model(x)
+    wanted = _joined(model(x))
     for handle in handles:
         handle.remove()
     state = deepcopy(model.state_dict())
@@ -137,12 +140,29 @@ def _fold_norms(model: nn.Module, x: Tensor) -> None:
         statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
         model.set_submodule(names[norm], nn.Sequential(*norm.children()))  # timm's has its ReLU
-    if (model(x) - wanted).norm() > 1e-4 * wanted.norm():
+    if (_joined(model(x)) - wanted).norm() > 1e-4 * wanted.norm():
         for norm, conv in pairs.items():
             model.set_submodule(names[norm], norm)
             conv.weight = nn.Parameter(state[f"{names[conv]}.weight"])
             bias = state.get(f"{names[conv]}.bias")
             conv.bias = None if bias is None else nn.Parameter(bias)
+
+
+def thaw(model: nn.Module) -> None:
+    """Torchvision's frozen norms as norms in evaluation mode, which compute the same; in place."""
+    for name, frozen in list(model.named_modules()):
+        if isinstance(frozen, FrozenBatchNorm2d):
+            norm = nn.BatchNorm2d(frozen.weight.numel(), frozen.eps).eval()
+            norm.load_state_dict(frozen.state_dict(), strict=False)
+            model.set_submodule(name, norm)
+
+
+def _joined(output: Any) -> Tensor:
+    """All of it, of a network of several outputs."""
+    if isinstance(output, dict):
+        return torch.cat([part.flatten() for part in output.values()])
+    found: Tensor = output
+    return found
 
 
 def _is_fixed(norm: _BatchNorm) -> bool:

@@ -1,18 +1,19 @@
 """ONNX files: exported, checked, and compared with the network before they get their name."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import torch
-from nlzoo.export.backend import quiet
+from nlzoo.export.detectors import check_wishes, export_detector
 from nlzoo.export.graph import DTYPES, LAYOUTS, Graph, largest_logit
+from nlzoo.export.matching import DetectionParity
 from nlzoo.export.parity import TOLERANCE, Parity, compare, draw_inputs
 from nlzoo.export.runtime import Runner
 from nlzoo.export.source import Source, load_network
-from nlzoo.export.spec import AXES, KEY, Spec
+from nlzoo.export.spec import AXES, Spec
+from nlzoo.export.writer import write_onnx
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -37,14 +38,15 @@ def export_onnx(
     shape: Sequence[int] = (),
     licence: str = "",
     tolerance: float = 0.0,
-) -> Parity:
+) -> Parity | DetectionParity:
     """Write a network as ONNX, with all that is needed to run it in the file's metadata.
 
     Args:
         source: see `load_network`.
         path: file to write; it appears only if it passes every check.
         opset: 17 to 23; 0: 18, or with bf16 22, the first to have it in convolutions.
-        dynamic: axes that may change at run time: batch, frames, height, width (length).
+        dynamic: axes that may change at run time: batch, frames, height, width (length); of
+            detectors none.
         precision: fp32, fp16 or bf16; the blocks' scores and softmax stay float32.
         raw: take uint8 clips or images; the cast and the normalisation are in the graph.
         islands: False: scores and softmax in `precision` too, where the largest score allows it.
@@ -72,6 +74,10 @@ def export_onnx(
         least = 22 if precision == "bf16" else OPSETS[0]
         raise ValueError(f"opset {opset} with {precision}: give {least} to {OPSETS[-1]}")
     model, spec = load_network(source, shape)
+    if spec.is_detector:
+        check_wishes(spec, dynamic, layout, islands)
+        spec = replace(spec, precision=precision, raw=raw, licence=licence)
+        return export_detector(model, spec, path, opset, tolerance)
     for axis in dynamic:
         check_choice("axis", axis, AXES[len(spec.shape)])
     axes = tuple(name for name in AXES[len(spec.shape)] if name in dynamic)
@@ -118,30 +124,7 @@ def _write(graph: Graph, spec: Spec, opset: int, path: Path) -> None:
         shape[-1] += 32  # no two axes of the example may look the same
     example = torch.zeros(shape, dtype=torch.uint8 if spec.raw else torch.float32)
     axes = {position: Dim(name, min=1) for name, position in spec.axes.items()}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
-        try:
-            with quiet():
-                program = torch.onnx.export(
-                    graph,
-                    (example,),
-                    dynamo=True,
-                    opset_version=opset,
-                    dynamic_shapes={"input": axes},
-                    input_names=["input"],
-                    output_names=["output"],
-                    verbose=False,
-                )
-        except torch.onnx.OnnxExporterError as error:
-            cause: BaseException = error
-            while cause.__cause__:
-                cause = cause.__cause__
-            reason = str(cause).strip().partition("\n")[0]
-            raise ValueError(f"{spec.model} cannot be exported: {reason}") from error
-    assert program is not None
-    program.model.metadata_props[KEY] = spec.to_json()
-    program.save(str(path), external_data=False)
-    onnx.checker.check_model(str(path), full_check=True)
+    write_onnx(graph, {"input": example}, ["output"], spec, opset, path, {"input": axes})
 
 
 def _check_axes(path: Path, spec: Spec) -> None:

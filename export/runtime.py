@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import onnx
 import torch
@@ -17,6 +17,7 @@ from nlzoo.names import check_choice
 from nlzoo.preprocessing import Normalize, Preprocessing
 
 if TYPE_CHECKING:
+    from nlzoo.export.canvas import OnCanvas
     from nlzoo.export.source import Source
 
 RUNTIMES = {  # by suffix; the first is the default
@@ -66,6 +67,7 @@ class Runner:
         if threads < 0:
             raise ValueError(f"threads is {threads}: give 1 or more, or 0 for the runtime's own")
         self._session: Session
+        self._network: OnCanvas | None = None  # torchvision's own
         self.profiles: Sequence[tuple[tuple[int, ...], tuple[int, ...]]] = ()
         if suffix == ".onnx":
             file = read_onnx(str(source))
@@ -85,12 +87,15 @@ class Runner:
             from nlzoo.export.source import load_network  # all networks there are
 
             model, self.spec = load_network(source, shape)
+            if self.spec.is_detector:
+                model = self._on_canvas(model)
             self._session = Torch(model, threads, self.runtime == "compile")
         self.device = self._session.device
         self._thread = threading.get_ident()
         self._normalize: nn.Module = nn.Identity()
         if (pre := self.spec.preprocessing) and not self.spec.raw:
-            self._normalize = Normalize(pre.mean, pre.std).to(self.device)
+            seen = ((0.0,) * 3, (1.0,) * 3) if self.spec.is_detector else (pre.mean, pre.std)
+            self._normalize = Normalize(*seen).to(self.device)
 
     def _open_engine(self, path: Path) -> None:
         from nlzoo.export.engine import EngineSession
@@ -103,6 +108,17 @@ class Runner:
         self.spec = Spec.from_json(session.facts[KEY])
         self.profiles = session.inputs[self.spec.input].ranges
 
+    def _on_canvas(self, model: nn.Module) -> nn.Module:
+        """A detector with the inputs and outputs of its file; compiled it is the file's graph."""
+        from nlzoo.export.canvas import OnCanvas
+        from nlzoo.export.detection import StaticDetector
+
+        canvas = self.spec.shape[2], self.spec.shape[3]
+        if self.runtime == "compile":
+            return StaticDetector(model, canvas)
+        self._network = OnCanvas(model, canvas)
+        return self._network
+
     @property
     def preprocessing(self) -> Preprocessing:
         """How pixels reach it.
@@ -114,25 +130,56 @@ class Runner:
             raise ValueError(f"{self.spec.model} says nothing of videos or images")
         return self.spec.preprocessing
 
-    def __call__(self, input: Tensor) -> Tensor:
+    @overload
+    def __call__(self, input: Tensor) -> Tensor: ...
+
+    @overload
+    def __call__(self, input: list[Tensor]) -> list[Tensors]: ...
+
+    def __call__(self, input: Tensor | list[Tensor]) -> Tensor | list[Tensors]:
         """float32, of networks of nlzoo also uint8 -> the first output, float32, see `Spec`.
+
+        Of a detector a list of images (3, H, W) of any sizes -> torchvision's dicts, on the CPU.
 
         Raises:
             ValueError: a shape or dtype that the file does not take.
             RuntimeError: called from another thread.
         """
+        if isinstance(input, list):
+            return self._detect(input)
         return next(iter(self.run(input).values()))
 
-    def run(self, input: Tensor) -> Tensors:
-        """The same, all outputs by name."""
+    def _detect(self, images: list[Tensor]) -> list[Tensors]:
+        from nlzoo.export.canvas import Canvas
+
+        canvas = Canvas(self.preprocessing, self.spec.shape, self.spec.raw)
+        inputs, sizes = canvas.put(images)
+        originals = [(image.shape[1], image.shape[2]) for image in images]
+        return canvas.take(self.run(inputs), sizes, originals)
+
+    def everything(self, input: Tensor | Tensors) -> Tensors:
+        """`run`, where torchvision's own network, as files do, gives detections of any score."""
+        if self._network is None:
+            return self.run(input)
+        self._network.threshold = 0.0
+        try:
+            return self.run(input)
+        finally:
+            self._network.threshold = None
+
+    def run(self, input: Tensor | Tensors) -> Tensors:
+        """All outputs by name, of the input, or of several by name: a detector also has `sizes`."""
         if threading.get_ident() != self._thread:
             raise RuntimeError("this Runner was made in another thread; make one in each")
-        self.spec.check(tuple(input.shape))
-        input = self._normalize(input.to(self.device))
+        name = self.spec.input
+        inputs = {name: input} if isinstance(input, Tensor) else dict(input)
+        self.spec.check(tuple(inputs[name].shape))
         wanted = torch.uint8 if self.spec.raw else torch.float32
-        if input.dtype != wanted:
-            raise ValueError(f"input has dtype {input.dtype}, wanted {wanted}")
-        return self._session.run({self.spec.input: input.contiguous()})
+        inputs = {name: x.to(self.device) for name, x in inputs.items()}
+        inputs[name] = self._normalize(inputs[name])
+        if inputs[name].dtype != wanted:
+            raise ValueError(f"input has dtype {inputs[name].dtype}, wanted {wanted}")
+        return self._session.run({name: x.contiguous() for name, x in inputs.items()})
 
     def close(self) -> None:
         """Free what the runtime holds."""

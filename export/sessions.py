@@ -130,7 +130,8 @@ class Torch:
         torch.set_num_threads(self._threads or before)
         try:
             with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
-                return {"output": self._model(*inputs.values())}
+                output = self._model(*inputs.values())
+                return output if isinstance(output, dict) else {"output": output}
         finally:
             torch.set_num_threads(before)
 

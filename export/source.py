@@ -15,7 +15,7 @@ from torch import nn
 from nlzoo.models import create_model, load_model
 from nlzoo.names import nearest
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.registry import MODELS, is_timm
+from nlzoo.registry import DETECTORS, MODELS, is_timm
 from nlzoo.version import __version__
 
 Source = str | Path | nn.Module
@@ -29,7 +29,8 @@ def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, 
             always the same); a network, or where one is: MODULE:OBJECT (one, or a function that
             returns one, of random weights always the same).
         shape: of its input; by default two clips or images of those that a network of nlzoo sees
-            at test, (2, 3, frames, test crop, test crop) or (2, 3, test crop, test crop).
+            at test, (2, 3, frames, test crop, test crop) or (2, 3, test crop, test crop); of a
+            detector one square canvas that takes any image, (1, 3, side, side).
 
     Raises:
         FileNotFoundError: no such checkpoint or name; gives the nearest.
@@ -40,13 +41,14 @@ def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, 
         model, name, sha256 = _load(source)
     own = getattr(model, "preprocessing", None)
     pre = own if isinstance(own, Preprocessing) else None
+    detector = pre is not None and pre.task == "detection"
     if pre and not shape:
-        shape = 2, 3, *sizes_of(pre)
+        shape = 1 if detector else 2, 3, *sizes_of(pre)
     if len(shape) not in ((2 + len(sizes_of(pre)),) if pre else AXES):
         axes = f"(batch, 3, {'frames, ' if pre and pre.frames else ''}height, width)"
         wanted = axes if pre else "3 to 5 numbers, batch first"
         raise ValueError(f"{name}: shape {tuple(shape)} of the input: give {wanted} (--shape)")
-    if pre and tuple(shape[2:]) != sizes_of(pre):
+    if pre and not detector and tuple(shape[2:]) != sizes_of(pre):
         pre = _resized(pre, shape[2:])
     return model.eval(), Spec(
         model=name,
@@ -57,8 +59,10 @@ def load_network(source: Source, shape: Sequence[int] = ()) -> tuple[nn.Module, 
         precision="fp32",
         raw=False,
         shape=tuple(shape),
-        dynamic=tuple(AXES[len(shape)]),
+        dynamic=() if detector else tuple(AXES[len(shape)]),
         preprocessing=pre,
+        output="detections" if detector else "logits",
+        input="images" if detector else "input",
     )
 
 
@@ -76,13 +80,15 @@ def _load(source: Source) -> tuple[nn.Module, str, str]:
     if isinstance(source, nn.Module):
         return deepcopy(source), type(source).__name__, ""
     source = str(source)
-    if source in MODELS or is_timm(source):
+    if source in MODELS | DETECTORS or is_timm(source):
         return create_model(source), source, ""
     if Path(source).is_file():
         model = load_model(source)
         return model, model.spec["name"], hashlib.sha256(Path(source).read_bytes()).hexdigest()
     if ":" not in source:
-        raise FileNotFoundError(f"no checkpoint or model {source!r}{nearest(source, MODELS)}")
+        raise FileNotFoundError(
+            f"no checkpoint or model {source!r}{nearest(source, MODELS | DETECTORS)}"
+        )
     if str(Path.cwd()) not in sys.path:  # where `python -m` looks, and a console script does not
         sys.path.insert(0, str(Path.cwd()))
     try:

@@ -11,6 +11,7 @@ from nlzoo.preprocessing import Preprocessing
 
 KEY = "nlzoo"  # of the file's metadata
 LEAST = 224  # pixels, where windows are scored at any size: 7 x 7 positions of the last map
+STRIDE = 32  # pixels, of a detector's coarsest convolution: sides of a canvas are multiples
 AXES = {  # names of the axes that may be dynamic, by the rank of the input
     3: {"batch": 0, "length": 2},
     4: {"batch": 0, "height": 2, "width": 3},
@@ -24,6 +25,7 @@ class Spec:
 
     Its input is float32, or with `raw` uint8 as decoded; networks of nlzoo take clips
     (B, 3, T, H, W) or images (B, 3, H, W), normalised or raw. Its output is float32; theirs (B, K).
+    Detectors are as `nlzoo.export.detection.StaticDetector`, their shape is the canvas's.
     """
 
     model: str  # name, or MODULE:OBJECT
@@ -36,13 +38,18 @@ class Spec:
     shape: tuple[int, ...]  # it was exported with
     dynamic: tuple[str, ...]  # axes that may differ from it
     preprocessing: Preprocessing | None  # None: no network of nlzoo; images have no frames
-    output: str = "logits"  # or log-probabilities
+    output: str = "logits"  # or log-probabilities, or detections
     input: str = "input"  # its name
 
     @property
     def axes(self) -> dict[str, int]:
         """The dynamic axes: name -> position."""
         return {name: AXES[len(self.shape)][name] for name in self.dynamic}
+
+    @property
+    def is_detector(self) -> bool:
+        """Whether it takes images on a canvas, and their sizes, see `nlzoo.export.canvas`."""
+        return self.preprocessing is not None and self.preprocessing.task == "detection"
 
     @property
     def any_size(self) -> bool:
@@ -90,7 +97,10 @@ class Spec:
 
 
 def sizes_of(pre: Preprocessing) -> tuple[int, ...]:
-    """(T, H, W) of a clip at test, or (H, W) of an image."""
+    """(T, H, W) of a clip at test, or (H, W) of an image; of a detector any image's canvas."""
+    if pre.task == "detection":
+        side = -(-pre.test_crop // STRIDE) * STRIDE
+        return side, side
     return *([pre.frames] if pre.frames else []), pre.test_crop, pre.test_crop
 
 
