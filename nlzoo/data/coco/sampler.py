@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 class GroupedSampler(EpochSampler):
     """Images in the order of batches, each of one group; ranks take whole batches in turn.
 
-    The batches are a function of (seed, epoch). What is left of the groups is mixed into batches,
-    so that no image is in no epoch. (Detectron's groups: width >= height, or not.)
+    The batches are a function of (seed, epoch). The images that fill no batch are drawn first, then
+    what is left of the groups is mixed into batches, so that no image is in no epoch. (Detectron's
+    groups: width >= height, or not.)
     """
 
     def __init__(
@@ -31,7 +32,8 @@ class GroupedSampler(EpochSampler):
     def order(self, epoch: int) -> list[int]:
         """Of this rank: every `batch_size` of them are a batch."""
         rng = torch.Generator().manual_seed(self.seed + epoch)
-        shuffled = torch.randperm(len(self._groups), generator=rng)
+        count = len(self._groups) // self._batch_size * self._batch_size
+        shuffled = torch.randperm(len(self._groups), generator=rng)[:count]
         whole, rest = [], []
         for group in self._groups.unique():
             part = shuffled[self._groups[shuffled] == group]
@@ -40,7 +42,6 @@ class GroupedSampler(EpochSampler):
             rest.append(part[full:])
         mixed = torch.cat(rest)
         mixed = mixed[torch.randperm(len(mixed), generator=rng)]
-        mixed = mixed[: len(mixed) // self._batch_size * self._batch_size]
         batches = torch.cat([*whole, mixed]).view(-1, self._batch_size)
         batches = batches[torch.randperm(len(batches), generator=rng)]
         per_rank = self.num_samples // self._batch_size
