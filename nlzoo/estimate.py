@@ -1,7 +1,7 @@
 """What a recipe costs, without training, data or downloads: `fit --estimate`."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -70,14 +70,21 @@ def _forward(model: Network, trainer: Trainer, shape: Sequence[int]) -> tuple[in
         weights.append(prod(block.positions(args[0].shape)))
 
     hooks = [block.register_forward_pre_hook(record) for block in blocks_of(model)]
+    with torch.no_grad(), trainer.precision_plugin.train_step_context():
+        multiply_adds, _ = count_multiply_adds(lambda: model(torch.zeros(shape, dtype=torch.uint8)))
+    for hook in hooks:
+        hook.remove()
+    return multiply_adds, sum(weights)
+
+
+def count_multiply_adds(run: Callable[[], Any]) -> tuple[int, Any]:
+    """Those of a call, fused attention's too; and what it returned."""
     fused: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch counts GPUs'
     counted = {fused: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)}
     flops = FlopCounterMode(display=False, custom_mapping=counted)
-    with flops, torch.no_grad(), trainer.precision_plugin.train_step_context():
-        model(torch.zeros(shape, dtype=torch.uint8))
-    for hook in hooks:
-        hook.remove()
-    return flops.get_total_flops() // 2, sum(weights)
+    with flops:
+        out = run()
+    return flops.get_total_flops() // 2, out
 
 
 def _train(task: Classification, trainer: Trainer, shape: Sequence[int]) -> int:

@@ -27,7 +27,7 @@ LAYERS = [
     {"explain"},
     {"tasks", "data", "weights.verify", "weights.inspect"},
     {"watch", "detect", "run", "report", "detection_report", "estimate", "cluster", "gradients", "profiling"},
-    {"answer"},
+    {"answer", "detector_cost"},
     {"cli"},
     {"fit", "evaluate", "predict", "data.coco.__main__", "weights.__main__", "__main__"},
 ]
