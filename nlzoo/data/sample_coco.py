@@ -24,7 +24,7 @@ TRIES = 20  # places for an object
 
 def make_coco(folder: Path | None = None, train: int = 48, val: int = 16) -> Path:
     """The folder of the sample set, made if it is not there: PNG files in COCO's folders."""
-    folder = folder or cache_folder() / "sample_coco_1"
+    folder = folder or cache_folder() / "sample_coco_2"
     if folder.is_dir():
         return folder
     with whole_folder(folder) as part:
@@ -111,7 +111,7 @@ def _draw(
     points = [(float(x), float(y)) for x, y in outline.round(2)]
     if category == 18:
         tall = points[5][1] - points[0][1]
-        thick, head = max(3, round(0.09 * tall)), 0.11 * tall
+        thick, head = max(5, round(0.15 * tall)), 0.11 * tall
         for a, b in LIMBS:
             pen.line([points[a], points[b]], fill=1, width=thick)
         x, y = points[0]

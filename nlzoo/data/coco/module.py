@@ -78,7 +78,7 @@ class Coco(Labelled):
             exif: turn images upright by their tag; COCO's are annotated as they are stored.
             check: default; strict: what would be mended is an error; lenient: images that cannot be
                 read, and annotations of unknown images, are left out.
-            batch_size: images a device.
+            batch_size: training images a device; they are scored one by one.
             workers: reading processes a device; -1: one a core, up to 8.
             seed: of order, scales and flips.
             bad_share: training stops when a larger share of its images is unreadable.
@@ -178,18 +178,19 @@ class Coco(Labelled):
         return TrainLoader(items, self.batch_size, workers, sampler, collate_detections)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The images as they are, in order."""
+        """The images as they are, in order, one by one."""
         return self._whole("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The images as they are, in order."""
+        """The images as they are, in order, one by one."""
         return self._whole("test")
 
     def _whole(self, split: str) -> DataLoader[Any]:
+        """One image a batch: what another one adds as padding would change its scores."""
         items = Pictures(self._split(split).files, View(self._found[split], self._exif))
         return DataLoader(
             items,
-            self.batch_size,
+            batch_size=1,
             num_workers=self._count_workers(),
             collate_fn=collate_detections,
             pin_memory=torch.cuda.is_available(),
