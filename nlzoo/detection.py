@@ -260,5 +260,5 @@ def insert_into_detector(
         example = torch.empty(1, width, 14, 14, device="meta")
         reports.append(insert_non_local(head, after, example=example, **block))
     if key_mask:
-        KeyMask(model)
+        model.key_mask = KeyMask(model)
     return reports

@@ -17,7 +17,7 @@ class KeyMask:
 
     def __init__(self, model: Any) -> None:
         """Hook into a detector that has its blocks."""
-        self.sizes: list[tuple[int, int]] = []  # of the images of this pass, pixels
+        self.sizes: list[tuple[int, int]] | Tensor = []  # of the images of this pass, pixels
         self.canvas = (1, 1)
         model.transform.register_forward_hook(self._remember)
         model.backbone.register_forward_hook(self._forget)
@@ -34,12 +34,12 @@ class KeyMask:
     def _add(self, block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """A position is an image's where any of its pixels is."""
         x = inputs[0]
-        if not self.sizes:  # a pass of the backbone alone
+        if not len(self.sizes):  # a pass of the backbone alone
             return inputs
         starts = [
             torch.arange(n, device=x.device) * (side / n)
             for n, side in zip(x.shape[-2:], self.canvas, strict=True)
         ]
-        sizes = torch.tensor(self.sizes, device=x.device)
+        sizes = torch.as_tensor(self.sizes, device=x.device)
         inside = [s < sizes[:, i, None] for i, s in enumerate(starts)]
         return x, inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
