@@ -253,13 +253,20 @@ def triton(options: Namespace) -> None:
 
 def run_parser() -> ArgumentParser:
     """What to watch, with what."""
-    made = make_parser("", "name what happens in videos, as nlzoo.predict does, with a file")
+    made = make_parser("", "name what is in videos or images, as nlzoo.predict does, with a file")
     made.add_argument("file", help="an .onnx or .engine file of nlzoo.export")
-    made.add_argument("videos", nargs="+", help="files, or folders of them or of frames")
+    made.add_argument(
+        "videos", nargs="+", help="videos or images, or folders of them or of frames"
+    )
     made.add_argument("--runtime", default="", help="onnxruntime or openvino, for ONNX files")
     made.add_argument("--clips", type=int, default=10, help="evenly spread clips a video")
     made.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
     made.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    made.add_argument("--threshold", type=float, default=0.5, help="of detectors: least score")
+    made.add_argument("--draw", default="", help="of detectors: folder for pictures of the objects")
+    made.add_argument(
+        "--coco", default="", help="of detectors: file for the objects, as COCO's JSON"
+    )
     foreign = made.add_argument_group("a file that nlzoo.export did not write")
     foreign.add_argument("--clip", default="", help="frames x stride, as in 32x2")
     foreign.add_argument("--size", type=int, default=0, help="short side, pixels; 0: the crop")
@@ -275,12 +282,18 @@ def run_file(options: Namespace) -> None:
     from nlzoo.export.runtime import Runner
 
     from nlzoo.answer import answer, find_all
+    from nlzoo.predict import tell_objects
     from nlzoo.watch import watch
 
     runner = Runner(options.file, options.runtime, preprocessing=foreign_preprocessing(options))
     files = find_all(options.videos, images=not runner.preprocessing.frames)
     views = options.clips, options.crops
     with runner:
+        if runner.spec.is_detector:
+            tell_objects(runner, files, Namespace(**vars(options), look=""), None)
+            return
+        if options.draw or options.coco:
+            raise ValueError("--draw and --coco are of detectors")
         answer(files, lambda file: watch(runner, file, *views), options.json)
 
 

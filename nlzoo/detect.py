@@ -48,7 +48,7 @@ def detect(model: Any, image: Source, threshold: float = 0.5) -> Found:
     """The objects of an image whose score is above the threshold.
 
     Args:
-        model: a detector in evaluation mode.
+        model: a detector in evaluation mode, or an exported one.
         image: path of a file, or a member of a tar file; boxes are in its upright pixels.
         threshold: 0..1.
 
@@ -57,7 +57,7 @@ def detect(model: Any, image: Source, threshold: float = 0.5) -> Found:
         ValueError: the network's answer is no number.
     """
     pixels = pil_to_tensor(read_image(image))
-    device = next(model.parameters()).device
+    device = getattr(model, "device", None) or next(model.parameters()).device
     objects = {key: value.cpu() for key, value in model([pixels.to(device)])[0].items()}
     if not all(objects[key].isfinite().all() for key in ("boxes", "scores")):
         raise ValueError(
