@@ -135,8 +135,10 @@ def detector(
         **(rcnn or {}),
     }
     made = {"faster": tv.FasterRCNN, "mask": tv.MaskRCNN, "keypoint": tv.KeypointRCNN}
-    for key in rcnn or {}:
+    for key, value in (rcnn or {}).items():
         check_choice("option of rcnn", key, signature(made[kind]).parameters)
+        if isinstance(value, str):  # an option's text, which has taken the place of the others
+            raise ValueError(f"rcnn.{key}: give all of it: --task.arch.rcnn '{{{key}: {value}}}'")
     return _finish(made[kind](pyramid, **options), num_classes)
 
 

@@ -268,6 +268,7 @@ def test_names():
         ("mask_rcnn_resnet50_fnp", {}, "mask_rcnn_resnet50_fpn"),
         ("mask_rcnn_resnet18_fpn", {"widht": 3}, "model argument 'widht'"),
         ("mask_rcnn_resnet18_fpn", {"rcnn": {"rpn_nms": 1}}, "unknown option of rcnn .rpn_nms."),
+        ("mask_rcnn_resnet18_fpn", {"rcnn": {"rpn_nms_thresh": "1"}}, "give all of it"),
         ("mask_rcnn_resnet18_fpn", {"non_local": "nl4head"}, "no keypoint head"),
         ("mask_rcnn_resnet18_fpn", {"pretrained": "timm/resnet34.a1_in1k"}, "another network"),
     ],

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from nlzoo.models import create_model
+from nlzoo.names import check_choice
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.registry import places_of
+from nlzoo.registry import DETECTORS, places_of
 from nlzoo.tasks.coco_metric import CocoMetric
 from nlzoo.tasks.training import Training
 
@@ -68,10 +69,10 @@ class Detection(Training):
             preprocessing: filled from the data: class names, keypoints, and what else they fix.
 
         Raises:
-            ValueError: an unknown name or argument (gives the nearest); no detector, or one of
-                other things than the data have.
+            ValueError: an unknown name or argument (gives the nearest).
         """
         super().__init__()
+        check_choice("detector", model.partition(".")[0], DETECTORS)
         self.save_hyperparameters(logger=False)
         wishes = Preprocessing(frames=0, stride=0, task="detection")
         wishes = Preprocessing.from_dict(wishes.to_dict() | (preprocessing or {}))
@@ -83,8 +84,6 @@ class Detection(Training):
             **(arch or {}),
         )
         self.preprocessing = self.model.preprocessing
-        if self.preprocessing.task != "detection":
-            raise ValueError(f"{model} is no detector: give a name of list_models('*rcnn*')")
         heads = self.model.roi_heads
         self.kinds = ("box", *(k for k, head in HEADS.items() if getattr(heads, head) is not None))
         self.metric = f"{self.kinds[-1]}/AP"
