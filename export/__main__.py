@@ -255,9 +255,7 @@ def run_parser() -> ArgumentParser:
     """What to watch, with what."""
     made = make_parser("", "name what is in videos or images, as nlzoo.predict does, with a file")
     made.add_argument("file", help="an .onnx or .engine file of nlzoo.export")
-    made.add_argument(
-        "videos", nargs="+", help="videos or images, or folders of them or of frames"
-    )
+    made.add_argument("videos", nargs="+", help="videos or images, or folders of them or of frames")
     made.add_argument("--runtime", default="", help="onnxruntime or openvino, for ONNX files")
     made.add_argument("--clips", type=int, default=10, help="evenly spread clips a video")
     made.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")

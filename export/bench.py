@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial, reduce
 from itertools import cycle
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from nlzoo.export.parity import common, compare
+from nlzoo.export.matching import DetectionParity, compare_detections, draw_canvases
+from nlzoo.export.parity import Parity, common, compare
 from nlzoo.export.runtime import RUNTIMES, Runner
 from nlzoo.export.spec import Spec
 from nlzoo.export.timing import LEAST_ROUNDS, Times, interleaved, interval, ratio
@@ -135,8 +136,10 @@ def settings(threads: int, rounds: int) -> Row:
     }
 
 
-def _clips(spec: Spec, batch: int) -> list[Tensor]:
+def _clips(spec: Spec, batch: int) -> list[Any]:
     """Two inputs in the range of real ones, taken in turn."""
+    if spec.is_detector:
+        return draw_canvases(replace(spec, shape=(batch, *spec.shape[1:])))[:2]
     generator, shape = torch.Generator().manual_seed(0), (batch, *spec.shape[1:])
     if spec.preprocessing:
         pixels = (256, shape)
@@ -145,7 +148,7 @@ def _clips(spec: Spec, batch: int) -> list[Tensor]:
 
 
 def _start(
-    entries: Sequence[Entry], clips: Sequence[Tensor]
+    entries: Sequence[Entry], clips: Sequence[Any]
 ) -> tuple[dict[str, Callable[[], Tensor]], list[Row]]:
     """Calls that are warm, by label; what the first ones took, and how close the results are."""
     calls, firsts = {}, []
@@ -156,8 +159,7 @@ def _start(
         call().cpu()
         first: Row = {"first_run_s": time.perf_counter() - start}
         if _weights(entry) == _weights(entries[0]):
-            other = reference.spec.output != entry.runner.spec.output
-            first["parity"] = asdict(compare(reference, entry.runner, clips, other))
+            first["parity"] = asdict(_parity(reference, entry.runner, clips))
         until = time.perf_counter() + WARM_UP
         while time.perf_counter() < until:
             call()
@@ -166,13 +168,26 @@ def _start(
     return calls, firsts
 
 
+def _parity(reference: Runner, other: Runner, clips: Sequence[Any]) -> Parity | DetectionParity:
+    if reference.spec.is_detector:
+        return compare_detections(reference.everything, other.everything, clips)
+    return compare(reference, other, clips, reference.spec.output != other.spec.output)
+
+
 def _weights(entry: Entry) -> tuple[str, str]:
     return entry.runner.spec.model, entry.runner.spec.sha256
 
 
-def _caller(runner: Runner, clips: Sequence[Tensor]) -> Callable[[], Tensor]:
-    there = cycle([clip.to(runner.device) for clip in clips])
+def _caller(runner: Runner, clips: Sequence[Any]) -> Callable[[], Tensor]:
+    there = cycle([_copy(clip, runner.device) for clip in clips])
     return lambda: runner(next(there))
+
+
+def _copy(clip: Any, device: torch.device) -> Any:
+    """A clip, or a canvas and its sizes."""
+    if isinstance(clip, dict):
+        return {name: x.to(device) for name, x in clip.items()}
+    return clip.to(device)
 
 
 def spread(times: Times) -> Row:
@@ -193,7 +208,7 @@ def against(times: Times, base: Times) -> Row:
 def stages(
     entries: Sequence[Entry],
     decode: Callable[[], Any],
-    preprocess: Callable[[Any], Tensor],
+    preprocess: Callable[[Any], Any],
     rounds: int,
 ) -> list[Row]:
     """Where the time from a file to scores goes: rows of decode, preprocess, and for each entry
@@ -202,7 +217,7 @@ def stages(
     Args:
         entries: of `opened`.
         decode: reads the frames of one clip, or an image.
-        preprocess: makes the uint8 input of them.
+        preprocess: makes the uint8 input of them, or a detector's.
         rounds: of all of it.
     """
     frames = decode()
@@ -212,7 +227,7 @@ def stages(
         ("", "preprocess"): partial(preprocess, frames),
     }
     for entry in entries:
-        calls[entry.label, "copy"] = partial(clip.to, entry.runner.device)
+        calls[entry.label, "copy"] = partial(_copy, clip, entry.runner.device)
         calls[entry.label, "compute"] = _caller(entry.runner, [clip])
     interleaved(calls, range(1))
     times = interleaved(calls, range(rounds))

@@ -23,17 +23,18 @@ class Canvas:
     Args:
         preprocessing: of a detector.
         shape: (B, 3, height, width) of the canvas.
-        raw: the file takes uint8.
     """
 
-    def __init__(self, preprocessing: Preprocessing, shape: Sequence[int], raw: bool) -> None:
+    def __init__(self, preprocessing: Preprocessing, shape: Sequence[int]) -> None:
         self.batch, _, *self.sides = shape
-        self.raw = raw
         sides = preprocessing.test_size, preprocessing.test_crop
         self.transform = GeneralizedRCNNTransform(*sides, [0.0] * 3, [1.0] * 3).eval()
 
     def put(self, images: Sequence[Tensor]) -> tuple[dict[str, Tensor], Sizes]:
-        """Images (3, H, W), uint8 or float in 0..1, resized as at test -> `images` and `sizes`.
+        """Resize as at test: `images` and `sizes` by name, and the sizes of those that are there.
+
+        Args:
+            images: (3, H, W) each, uint8 or float in 0..1.
 
         Raises:
             ValueError: more than the canvas is for, or one that does not fit on it.
@@ -54,8 +55,6 @@ class Canvas:
             place[:, :height, :width] = image
             sizes.append((height, width))
         filled = [*sizes, *[(0, 0)] * (self.batch - len(sizes))]
-        if self.raw:
-            canvas = (canvas * 255).round().to(torch.uint8)
         return {"images": canvas, "sizes": torch.tensor(filled, dtype=torch.float32)}, sizes
 
     def take(
@@ -68,8 +67,7 @@ class Canvas:
         outputs = {name: x.cpu() for name, x in outputs.items()}
         if not outputs["exact"][: len(sizes)].all():
             warnings.warn(
-                "more boxes than the file's suppression is for: some may be missing or "
-                "too many; lower --shape, or raise the score threshold",
+                "more boxes overlap than the file is for: some detections may be missing, or twice",
                 stacklevel=3,
             )
         found = [detections(outputs, i, int(outputs["num"][i])) for i in range(len(sizes))]

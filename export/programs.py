@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from nlzoo.data.labelled import Labelled
 
 
+NAMES = {"top1": "top-1"}
+
 # -- quantize -------------------------------------------------------------------------------
 
 
@@ -43,22 +45,25 @@ def quantize_parser() -> ArgumentParser:
 def quantize(options: Namespace) -> None:
     """Calibrate on training clips (or images); score both files on validation's centres."""
     from nlzoo.export import quantize as int8
-    from nlzoo.export.bench import top1
     from nlzoo.export.runtime import Runner
 
     refuse_overwriting([options.file], options.output, ".onnx")
     with Runner(options.file) as runner:
         batch = 1 if "batch" in runner.spec.dynamic else runner.spec.shape[0]
         data = labelled(options.data, runner, batch, options.train, options.val)
-        train = data.train_dataloader()
-        clips = (some for some, *_ in islice(train, options.clips // batch))
-        before = top1(runner, validation(data))
-        int8.quantize(options.file, options.output, clips)
+        train = (some for some, *_ in data.train_dataloader())
+        if runner.spec.is_detector:
+            train = (runner.canvas.put([image])[0] for some in train for image in some)
+        before = accuracy(runner, data)
+        int8.quantize(options.file, options.output, islice(train, options.clips // batch))
     with Runner(options.output) as runner:
-        after = top1(runner, validation(data))
+        after = accuracy(runner, data)
     size, other = (Path(name).stat().st_size / 1e6 for name in (options.file, options.output))
     sys.stdout.write(f"{options.output}: {other:.1f} MB from {size:.1f} MB; ")
-    sys.stdout.write(f"top-1 {after:.3f}, before {before:.3f}, on {counted(data)}\n")
+    found = (
+        f"{NAMES.get(name, name)} {x:.3f}, before {before[name]:.3f}" for name, x in after.items()
+    )
+    sys.stdout.write(f"{', '.join(found)}, on {counted(data)}\n")
 
 
 # -- bench, report --------------------------------------------------------------------------
@@ -77,7 +82,7 @@ def bench_parser() -> ArgumentParser:
     made.add_argument("--batch", default="1", help="sizes, as in 1,8")
     made.add_argument("--threads", type=int, default=0, help="on a CPU; 0: as each runtime likes")
     made.add_argument("--rounds", type=int, default=30, help="of all in turn")
-    made.add_argument("--data", default="", help="folder of videos or images: top-1, too")
+    made.add_argument("--data", default="", help="folder of videos or images: top-1, or AP, too")
     made.add_argument("--val", default="val", help="name of its validation split")
     made.add_argument(
         "--video", default="", help="or image: decode, preprocess, copy, compute apart, too"
@@ -88,7 +93,7 @@ def bench_parser() -> ArgumentParser:
 
 def bench(options: Namespace) -> None:
     """Measure, write the JSON, show the table."""
-    from nlzoo.export.bench import measure, opened, settings, stages, top1
+    from nlzoo.export.bench import measure, opened, settings, stages
     from nlzoo.export.report import show
     from nlzoo.export.timing import machine
 
@@ -109,9 +114,10 @@ def bench(options: Namespace) -> None:
         results["rows"] = measure(entries, batches, options.rounds)
         results["machine"] = machine()  # with the clocks that the work has left
         if options.data:
-            scores = {entry.label: top1(entry.runner, validation(data)) for entry in entries}
-            results["rows"] = [row | {"top1": scores[row["label"]]} for row in results["rows"]]
-            results["settings"]["top-1 on"] = counted(data)
+            scores = {entry.label: accuracy(entry.runner, data) for entry in entries}
+            results["rows"] = [row | scores[row["label"]] for row in results["rows"]]
+            what = "AP" if base.spec.is_detector else "top-1"
+            results["settings"][f"{what} on"] = counted(data)
         if views:
             results["stages"] = stages(entries, *views, options.rounds)
     write_whole(options.output, json.dumps(results, indent=1) + "\n")
@@ -157,6 +163,7 @@ def labelled(folder: str, runner: "Runner", batch: int, train: str, val: str) ->
 
     Raises as `Kinetics` and `Images`.
     """
+    from nlzoo.data.coco import Coco
     from nlzoo.data.images import Images
     from nlzoo.data.kinetics import Kinetics
 
@@ -166,6 +173,10 @@ def labelled(folder: str, runner: "Runner", batch: int, train: str, val: str) ->
             "the network tells many labels of a file, top-1 is of one: leave --data out"
         )
     shared: Any = {"train": train, "val": val, "classes": list(pre.classes) or ""}
+    if pre.task == "detection":
+        wants: Any = "keypoints" if pre.keypoints else "boxes"
+        shared["classes"] = pre.classes
+        return Coco(folder, wants=wants, scales=(), flip=0, batch_size=1, workers=0, **shared)
     shared |= {"batch_size": batch, "workers": 0}
     data: Labelled
     if pre.frames:
@@ -188,6 +199,25 @@ def labelled(folder: str, runner: "Runner", batch: int, train: str, val: str) ->
     return data
 
 
+def accuracy(runner: "Runner", data: Any) -> dict[str, float]:
+    """On the validation files: top-1, or of a detector AP of boxes, masks, keypoints."""
+    from nlzoo.export.bench import top1
+
+    from nlzoo.tasks.coco_metric import CocoMetric
+
+    if not runner.spec.is_detector:
+        return {"top1": top1(runner, validation(data))}
+    pre, metric = runner.preprocessing, None
+    for batch in data.val_dataloader():
+        images, targets = data.on_before_batch_transfer(batch, 0)
+        found = runner(images)
+        kinds = ["box", *(k for k in ("mask", "keypoint") if f"{k}s" in found[0])]
+        metric = metric or CocoMetric(data.annotations("val"), kinds, pre.category_ids, pre.sigmas)
+        metric.update([int(target["image_id"]) for target in targets], found)
+    numbers = metric.compute() if metric else {}
+    return {name.replace("/", " "): x for name, x in numbers.items() if name.endswith("/AP")}
+
+
 def validation(data: "Labelled") -> "Iterator[tuple[Tensor, Tensor, Tensor]]":
     """Batches of centres with labels and indices; `data` notes what cannot be read.
 
@@ -207,14 +237,21 @@ def counted(data: "Labelled") -> str:
     return f"{found}, {bad} unreadable" if bad else found
 
 
-def one_file(file: str, runner: "Runner") -> tuple[Callable[[], Any], Callable[[Any], Tensor]]:
+def one_file(file: str, runner: "Runner") -> tuple[Callable[[], Any], Callable[[Any], Any]]:
     """What decodes a video's centre clip, or an image, and what makes a network's input of it."""
+    from torchvision.transforms.functional import pil_to_tensor
+
     from nlzoo.data.clips import centre_clip
     from nlzoo.data.pictures import CentreView, Pixels, read_image
     from nlzoo.data.sampling import Sampling
     from nlzoo.data.transforms import EvalTransform
 
     pre = runner.preprocessing
+    if pre.task == "detection":
+        return (
+            lambda: pil_to_tensor(read_image(file)),
+            lambda pixels: runner.canvas.put([pixels])[0],
+        )
     sampling = Sampling(pre.frames, pre.stride, pre.fps)
     crops, view = EvalTransform(pre.test_size, pre.test_crop, 1), CentreView(pre, crops=True)
 

@@ -23,7 +23,9 @@ MOVES = {"Reshape", "Transpose", "MaxPool", "Flatten", "Squeeze", "Unsqueeze", "
 PRODUCTS = {"MatMul", "Einsum"}
 
 
-def quantize(path: str | Path, output: str | Path, clips: Iterable[Tensor]) -> None:
+def quantize(
+    path: str | Path, output: str | Path, clips: Iterable[Tensor | dict[str, Tensor]]
+) -> None:
     """Write an int8 form of a float32 file: weights by channel, activations by tensor.
 
     The convolutions are quantised, except those of non-local blocks: scores, softmax and what is
@@ -33,7 +35,8 @@ def quantize(path: str | Path, output: str | Path, clips: Iterable[Tensor]) -> N
         path: an .onnx file of `nlzoo.export`.
         output: file to write; it appears whole or not at all.
         clips: what the ranges of activations are taken from, some hundred are plenty; a batch
-            each, uint8 as decoded, or float32 of networks that are not for video.
+            each, uint8 as decoded, or float32 of networks that are not for video; for a detector
+            all its inputs by name.
 
     Raises:
         FileNotFoundError: no such file.
@@ -46,6 +49,8 @@ def quantize(path: str | Path, output: str | Path, clips: Iterable[Tensor]) -> N
     spec = spec_of(file)
     if spec is None:
         raise ValueError(f"{path} is no file of nlzoo.export: export its network first")
+    if spec.is_detector and spec.raw:
+        raise ValueError(f"{path} takes uint8: a detector's int8 file is made from one of floats")
     if spec.precision != "fp32":
         raise ValueError(f"{path} is {spec.precision}: int8 is made from an fp32 file")
     first = next(clips := iter(clips), None)
@@ -73,7 +78,7 @@ def quantize(path: str | Path, output: str | Path, clips: Iterable[Tensor]) -> N
 class _Calibration(CalibrationDataReader):
     """Clips as the file's input."""
 
-    def __init__(self, spec: Spec, clips: Iterator[Tensor]) -> None:
+    def __init__(self, spec: Spec, clips: Iterator[Tensor | dict[str, Tensor]]) -> None:
         self._spec, self._clips = spec, clips
 
     def get_next(self) -> dict[str, object] | None:
@@ -81,6 +86,8 @@ class _Calibration(CalibrationDataReader):
         clip = next(self._clips, None)
         if clip is None:
             return None
+        if isinstance(clip, dict):
+            return {name: x.numpy() for name, x in clip.items()}
         self._spec.check(tuple(clip.shape))
         if (pre := self._spec.preprocessing) and not self._spec.raw:
             clip = Normalize(pre.mean, pre.std)(clip)

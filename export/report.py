@@ -56,12 +56,13 @@ CAPTIONS = {
     "accuracy": "Top-1 on validation clips against latency",
     "size": "Size of the files (a checkpoint also holds the optimizer's state)",
 }
+PRECISIONS = ("box AP", "mask AP", "keypoint AP")
 WHAT, RATIO = "what", "ratio"
 NOTE = (
     "start: load and first run, s; ms: median of a call; ratio: share of the first one's time at "
     "the same batch, and its 95 % bootstrap interval: faster or slower is said only where that "
     "excludes 1; L2: relative difference of the scores from the first one's; same: share of clips "
-    "with the first one's top-1."
+    "with the first one's top-1, or of detections that both have."
 )
 
 
@@ -104,6 +105,7 @@ def _cells(row: Row, first: bool) -> dict[str, str]:
         "L2": _power(parity["relative_l2"]) if parity and not first else "",
         "same": f"{parity['top1_agreement']:.0%}" if parity and not first else "",
         "top-1": f"{row['top1']:.3f}" if "top1" in row else "",
+        **{name: f"{row[name]:.3f}" if name in row else "" for name in PRECISIONS},
         "MB": f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "",
     }
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
@@ -17,7 +18,7 @@ from nlzoo.names import check_choice
 from nlzoo.preprocessing import Normalize, Preprocessing
 
 if TYPE_CHECKING:
-    from nlzoo.export.canvas import OnCanvas
+    from nlzoo.export.canvas import Canvas, OnCanvas
     from nlzoo.export.source import Source
 
 RUNTIMES = {  # by suffix; the first is the default
@@ -131,15 +132,16 @@ class Runner:
         return self.spec.preprocessing
 
     @overload
-    def __call__(self, input: Tensor) -> Tensor: ...
+    def __call__(self, input: Tensor | Tensors) -> Tensor: ...
 
     @overload
     def __call__(self, input: list[Tensor]) -> list[Tensors]: ...
 
-    def __call__(self, input: Tensor | list[Tensor]) -> Tensor | list[Tensors]:
-        """float32, of networks of nlzoo also uint8 -> the first output, float32, see `Spec`.
+    def __call__(self, input: Tensor | Tensors | list[Tensor]) -> Tensor | list[Tensors]:
+        """As `run`, the first output; of a detector also from images to detections.
 
-        Of a detector a list of images (3, H, W) of any sizes -> torchvision's dicts, on the CPU.
+        A list of images (3, H, W) of any sizes, uint8 or in 0..1 -> torchvision's dicts, on the
+        CPU.
 
         Raises:
             ValueError: a shape or dtype that the file does not take.
@@ -150,12 +152,16 @@ class Runner:
         return next(iter(self.run(input).values()))
 
     def _detect(self, images: list[Tensor]) -> list[Tensors]:
+        inputs, sizes = self.canvas.put(images)
+        originals = [(image.shape[1], image.shape[2]) for image in images]
+        return self.canvas.take(self.run(inputs), sizes, originals)
+
+    @cached_property
+    def canvas(self) -> "Canvas":
+        """Of a detector: what images are put on, and detections taken from."""
         from nlzoo.export.canvas import Canvas
 
-        canvas = Canvas(self.preprocessing, self.spec.shape, self.spec.raw)
-        inputs, sizes = canvas.put(images)
-        originals = [(image.shape[1], image.shape[2]) for image in images]
-        return canvas.take(self.run(inputs), sizes, originals)
+        return Canvas(self.preprocessing, self.spec.shape)
 
     def everything(self, input: Tensor | Tensors) -> Tensors:
         """`run`, where torchvision's own network, as files do, gives detections of any score."""
@@ -168,7 +174,12 @@ class Runner:
             self._network.threshold = None
 
     def run(self, input: Tensor | Tensors) -> Tensors:
-        """All outputs by name, of the input, or of several by name: a detector also has `sizes`."""
+        """All outputs by name.
+
+        Args:
+            input: float32, of networks of nlzoo also uint8, see `Spec`; of a detector `images` and
+                `sizes` by name.
+        """
         if threading.get_ident() != self._thread:
             raise RuntimeError("this Runner was made in another thread; make one in each")
         name = self.spec.input
@@ -177,6 +188,8 @@ class Runner:
         wanted = torch.uint8 if self.spec.raw else torch.float32
         inputs = {name: x.to(self.device) for name, x in inputs.items()}
         inputs[name] = self._normalize(inputs[name])
+        if self.spec.is_detector and inputs[name].dtype != wanted:
+            inputs[name] = (inputs[name] * 255).round().to(wanted)
         if inputs[name].dtype != wanted:
             raise ValueError(f"input has dtype {inputs[name].dtype}, wanted {wanted}")
         return self._session.run({name: x.contiguous() for name, x in inputs.items()})
