@@ -16,9 +16,12 @@ from faster_coco_eval.core import mask
 Fault = tuple[str, str]  # its name, as `nlzoo.data.coco` reports it, and the value
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number, and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def are_numbers(values: list[Any]) -> bool:
+    """Whether all are finite numbers, and none a bool."""
+    try:
+        return set(map(type, values)) <= {int, float} and math.isfinite(sum(values))
+    except OverflowError:  # an integer that no float holds
+        return False
 
 
 def faults(segmentation: Any, height: int, width: int) -> Iterator[Fault]:
@@ -31,7 +34,7 @@ def faults(segmentation: Any, height: int, width: int) -> Iterator[Fault]:
         yield "rle-type", f"a {type(segmentation).__name__}, neither polygons nor run lengths"
     elif not any(segmentation):
         yield "segmentation-empty", repr(segmentation)
-    elif all(is_number(part) for part in segmentation):
+    elif are_numbers(segmentation):
         yield "polygon-short", f"a flat list of {len(segmentation)} numbers, not a list of polygons"
     else:
         for part in segmentation:
@@ -42,7 +45,7 @@ def faults(segmentation: Any, height: int, width: int) -> Iterator[Fault]:
 def _polygon_fault(polygon: Any) -> Fault | None:
     if not isinstance(polygon, list):
         return "polygon-nan", f"{polygon!r} in place of a polygon"
-    if not all(is_number(value) for value in polygon):
+    if not are_numbers(polygon):
         return "polygon-nan", "a coordinate that is no finite number"
     if len(polygon) < 6:
         words = ", a box?" if len(polygon) == 4 else ""

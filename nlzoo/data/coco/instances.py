@@ -191,7 +191,7 @@ class Reader:
     def _box(self, found: dict[str, Any], height: int, width: int) -> Box | None:
         """Clipped to the image."""
         box, where = found.get("bbox"), self._where(found)
-        if not isinstance(box, list) or len(box) != 4 or not all(map(shapes.is_number, box)):
+        if not isinstance(box, list) or len(box) != 4 or not shapes.are_numbers(box):
             self._drop("bbox-format", f"{where}: {box!r} is no box of 4 finite numbers")
             return None
         x, y, w, h = box
@@ -225,7 +225,7 @@ class Reader:
         if isinstance(given, list):
             if found.get("iscrowd") == 1:
                 self._report.add("crowd-polygon", where)
-            given = shapes.polygons(given)
+            given = shapes.polygons(given) if wrong else given
             if not given:
                 self._report.dropped[wrong[0][0]] += 1
                 return None
@@ -253,7 +253,7 @@ class Reader:
         return found.get("iscrowd") == 1
 
     def _area(self, found: dict[str, Any], height: int, width: int) -> float:
-        if shapes.is_number(found.get("area")):
+        if shapes.are_numbers([found.get("area")]):
             return found["area"]
         self._report.add("area-missing", self._where(found))
         given = found.get("segmentation")

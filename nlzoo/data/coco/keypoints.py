@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nlzoo.shapes import Fault, is_number
+from nlzoo.shapes import Fault, are_numbers
 
 _PARTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 COCO_KEYPOINTS = ("nose", *(f"{side}_{part}" for part in _PARTS for side in ("left", "right")))
@@ -55,7 +55,7 @@ def flip_pairs(names: Sequence[str], given: Sequence[Sequence[str]] = ()) -> lis
 def faults(found: dict[str, Any], count: int, height: int, width: int) -> Iterator[Fault]:
     """Everything wrong with the keypoints of an annotation that has some."""
     flat = found["keypoints"]
-    if not isinstance(flat, list) or len(flat) != 3 * count or not all(map(is_number, flat)):
+    if not isinstance(flat, list) or len(flat) != 3 * count or not are_numbers(flat):
         size = len(flat) if isinstance(flat, list) else type(flat).__name__
         yield "keypoints-length", f"{size} where {count} keypoints are 3 x {count} finite numbers"
         return

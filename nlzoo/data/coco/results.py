@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlzoo.data.coco.faults import Report
-from nlzoo.shapes import is_number
+from nlzoo.shapes import are_numbers
 
 MOST = {"keypoints": 20}  # detections of a class in an image that count
 MOST_OTHERS = 100
@@ -43,9 +43,9 @@ def check_results(
 
 def _check_numbers(row: dict[str, Any], where: str, report: Report) -> None:
     for key in ("bbox", "keypoints"):
-        if key in row and not (isinstance(row[key], list) and all(map(is_number, row[key]))):
+        if key in row and not (isinstance(row[key], list) and are_numbers(row[key])):
             report.add("results-nan", f"{where}: {key} {row[key]!r}")
-    if not is_number(row.get("score")):
+    if not are_numbers([row.get("score")]):
         report.add("results-nan", f"{where}: score {row.get('score')!r}")
     elif not 0 <= row["score"] <= 1:
         report.add("results-score", f"{where}: score {row['score']}")
