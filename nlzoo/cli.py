@@ -245,7 +245,8 @@ def _listed(given: Any) -> list[Any]:
 def dry_build(config: Namespace) -> tuple[Any, Trainer, tuple[int, ...]]:
     """Task, trainer and the shape of a device's batch: no data are read, no weights fetched."""
     quiet()
-    task = _instance(config.task, pretrained=False, compile=False)
+    eager = {"compile": False} if "compile" in config.task.init_args else {}
+    task = _instance(config.task, pretrained=False, **eager)
     data, pre = config.data.init_args, task.preprocessing
     options = recipe_parser().instantiate(Namespace(trainer=config.trainer)).trainer.as_dict()
     trainer = Trainer(**options | {"logger": False, "enable_checkpointing": False})

@@ -42,7 +42,6 @@ class Detection(Training):
         warmup: int = 0,
         warmup_from: float = 1 / 3,
         box_loss: Literal["torchvision", "detectron"] = "torchvision",
-        compile: bool = False,
         reference_batch: int = 0,
         preprocessing: dict[str, Any] | None = None,
     ) -> None:
@@ -64,7 +63,6 @@ class Detection(Training):
             warmup: iterations of linear warm-up.
             warmup_from: the share of `lr` it starts from.
             box_loss: smooth L1 turns linear at 1/9 (torchvision), or at 1 (detectron).
-            compile: run the backbone through torch.compile.
             reference_batch: images an iteration, over all devices, that `lr` is for; 0: any.
             preprocessing: filled from the data: class names, keypoints, and what else they fix.
 
@@ -90,8 +88,6 @@ class Detection(Training):
         self.model.transform._skip_resize = True  # in training: the data are of their size
         if box_loss == "detectron":
             loosen_box_loss(heads)
-        if compile:
-            self.model.backbone.compile()
         self.running: Any = nn.ModuleDict({"loss": MeanMetric()})  # of this epoch
 
     # -- training ---------------------------------------------------------------------------
