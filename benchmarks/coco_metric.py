@@ -82,7 +82,7 @@ def measure(kind: str, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         file = Path(folder) / "truth.json"
         file.write_text(json.dumps(truth))
-        ours, known = read_truth(file, masks=kind == "mask"), COCO(str(file))
+        ours, known = read_truth(file, [kind]), COCO(str(file))
     values = {}
 
     def run_theirs() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask
 
+FAR = 1e5  # pixels: in no image, and COCO's code needs gigabytes to walk there
 Fault = tuple[str, str]  # its name, as `nlzoo.data.coco` reports it, and the value
 
 
@@ -47,6 +48,8 @@ def _polygon_fault(polygon: Any) -> Fault | None:
         return "polygon-nan", f"{polygon!r} in place of a polygon"
     if not are_numbers(polygon):
         return "polygon-nan", "a coordinate that is no finite number"
+    if max(map(abs, polygon), default=0) > FAR:
+        return "polygon-nan", f"a coordinate of {max(polygon, key=abs):g} pixels"
     if len(polygon) < 6:
         words = ", a box?" if len(polygon) == 4 else ""
         return "polygon-short", f"{len(polygon)} numbers{words}"

@@ -165,7 +165,20 @@ CASES = [
     ("json-keys", replace("categories", {}), "no list 'categories' in"),
     ("json-keys", replace("annotations", [{"caption": "a dog"}]), "holds captions, not instances"),
     ("json-keys", replace("annotations", [{"segments_info": []}]), "holds panoptic segments"),
+    ("json-keys", image(width=0), "image 2 (2.jpg) has width 0"),
     ("json-keys", image(width="60"), "images[1] has width '60', not int"),
+    (
+        "json-keys",
+        lambda made, root: made["categories"][0].update(keypoints="head"),
+        "category 4 has keypoints 'head', not names",
+        "k",
+    ),
+    (
+        "json-keys",
+        lambda made, root: made["categories"][0].update(skeleton=[[0, 1]]),
+        "category 4 has [0, 1] in its skeleton, no two of its keypoints",
+        "k",
+    ),
     ("wrong-task", without("keypoints"), "its categories have no keypoints; COCO's person_k", "k"),
     (
         "wrong-task",
@@ -227,6 +240,11 @@ CASES = [
         annotation(segmentation=[[1, 2, 3, 4, 5, float("inf")]]),
         "a coordinate that is no finite number",
     ),
+    (
+        "polygon-nan",
+        annotation(segmentation=[[1, 2, 3, 4, 5, 1e9]]),
+        "a coordinate of 1e+09 pixels",
+    ),
     ("rle-size", annotation(segmentation=rle([2400], (WIDTH, HEIGHT))), "size [60, 40] where"),
     (
         "rle-counts",
@@ -249,6 +267,12 @@ CASES = [
     ("iscrowd-value", annotation(iscrowd=2), f"{HOW}: 2: give 0 or 1"),
     ("crowd-polygon", annotation(iscrowd=1), f"{HOW}: accepted"),
     ("keypoints-length", annotation(keypoints=[1, 2, 2]), "3 where 3 keypoints are 3 x 3", "k"),
+    (
+        "keypoints-length",
+        annotation(keypoints=[1e9, 2, 2] * 3),
+        "a coordinate of 1e+09 pixels",
+        "k",
+    ),
     ("keypoints-visibility", annotation(keypoints=[15, 9, 3] * 3), f"{HOW}: visibility 3", "k"),
     ("keypoints-count", annotation(num_keypoints=3), "num_keypoints 3, labelled 2: counted", "k"),
     (

@@ -184,7 +184,7 @@ def test_equal_to_pycocotools(kind, tmp_path):
 def test_expected_numbers_of_real_annotations(kind):
     name = TYPES[kind]
     file = "person_keypoints" if kind == "keypoint" else "instances"
-    truth = read_truth(SMALL / f"annotations/{file}_val2017.json", masks=kind == "mask")
+    truth = read_truth(SMALL / f"annotations/{file}_val2017.json", [kind])
     packed = (SMALL / f"results/{name}_val2017_synthetic.json.gz").read_bytes()
     done = score(truth, json.loads(gzip.decompress(packed)), kind)
     expected = json.loads((SMALL / "results/expected_stats.json").read_text())[name]["stats"]
@@ -198,7 +198,7 @@ def test_the_numbers_that_cocos_authors_print(kind, tmp_path):
     packed = (folder / "instances_val2014_100.json.gz").read_bytes()
     (tmp_path / "truth.json").write_bytes(gzip.decompress(packed))
     packed = (folder / f"instances_val2014_fake{name}100_results.json.gz").read_bytes()
-    truth = read_truth(tmp_path / "truth.json", masks=kind == "mask")
+    truth = read_truth(tmp_path / "truth.json", [kind])
     found = numbers(score(truth, json.loads(gzip.decompress(packed)), kind), kind)
     printed = (folder / "val2014_fake_eval_res.txt").read_text()
     parts = re.split(r"type=(\w+)", printed)

@@ -7,7 +7,7 @@ for other images.)
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,12 @@ def _silent(*_: Any) -> None:
     """faster-coco-eval tells of every step."""
 
 
-def read_truth(annotations: Path, masks: bool) -> COCO:
+def read_truth(annotations: Path, kinds: Collection[str]) -> COCO:
     """The annotations as they are scored.
 
     Numbered anew from 1, because COCO's code takes number 0 for no match and one of two equal
-    numbers for nothing; `area` and `iscrowd` filled in, `num_keypoints` counted; with `masks`, only
-    what has one.
+    numbers for nothing; `area` and `iscrowd` filled in, `num_keypoints` counted; with mask among
+    `kinds`, only what has one.
     """
     truth = json.loads(Path(annotations).read_text("utf-8"))
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
@@ -47,13 +47,13 @@ def read_truth(annotations: Path, masks: bool) -> COCO:
     for found in truth["annotations"]:
         if (size := sizes.get(found["image_id"])) is None:
             continue
-        made = shapes.to_rle(found.get("segmentation"), *size) if masks else None
-        if masks and made is None:
+        made = shapes.to_rle(found.get("segmentation"), *size) if "mask" in kinds else None
+        if "mask" in kinds and made is None:
             continue
         area = float(rle.area(made)) if made else found["bbox"][2] * found["bbox"][3]
-        own: dict[str, Any] = {"segmentation": made} if masks else {}
-        if points := found.get("keypoints"):
-            own["num_keypoints"] = sum(v > 0 for v in points[2::3])
+        own: dict[str, Any] = {"segmentation": made} if made else {}
+        if "keypoint" in kinds:
+            own["num_keypoints"] = sum(v > 0 for v in (found.get("keypoints") or ())[2::3])
         kept.append({"iscrowd": 0, "area": area, **found, **own, "id": len(kept) + 1})
     return COCO({**truth, "annotations": kept}, print_function=_silent)
 
@@ -183,7 +183,7 @@ class CocoMetric:
 
     def _score(self) -> tuple[dict[str, float], int, int]:
         if self._truth is None:
-            self._truth = read_truth(self.annotations, "mask" in self.kinds)
+            self._truth = read_truth(self.annotations, self.kinds)
         values: dict[str, float] = {}
         for kind in self.kinds:
             found = self.results(kind)

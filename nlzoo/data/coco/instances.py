@@ -152,8 +152,8 @@ class Reader:
     def read(self, found: dict[str, Any]) -> Row | None:
         """The annotation as it is kept; None, and why is in the report: it is left out."""
         self._total += 1
-        number = found.get("id")
-        if number in self._ids:
+        number = found["id"] if type(found.get("id")) is int else -1
+        if number in self._ids and number != -1:
             self._report.add("annotation-id-duplicate", f"annotation {number}")
         if number == 0:
             self._report.add("annotation-id-zero", self._where(found))
@@ -170,7 +170,6 @@ class Reader:
         area = self._area(found, *self._sizes[image])
         label = self._labels[found["category_id"]]
         crowd = self._crowd(found)
-        number = number if type(number) is int else 0
         return Row(image, number, label, box, area, crowd, points, shape)
 
     def _where(self, found: dict[str, Any]) -> str:
@@ -263,7 +262,7 @@ class Reader:
 
     def _points(self, found: dict[str, Any], height: int, width: int) -> Sequence[float]:
         count = len(self._table.keypoints)
-        if not count or not found.get("keypoints"):
+        if not count or found.get("keypoints") in (None, []):
             return [0] * 3 * count
         self._there["keypoints"] = True
         wrong = list(keypoints.faults(found, count, height, width))

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nlzoo.shapes import Fault, are_numbers
+from nlzoo.shapes import FAR, Fault, are_numbers
 
 _PARTS = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 COCO_KEYPOINTS = ("nose", *(f"{side}_{part}" for part in _PARTS for side in ("left", "right")))
@@ -58,6 +58,9 @@ def faults(found: dict[str, Any], count: int, height: int, width: int) -> Iterat
     if not isinstance(flat, list) or len(flat) != 3 * count or not are_numbers(flat):
         size = len(flat) if isinstance(flat, list) else type(flat).__name__
         yield "keypoints-length", f"{size} where {count} keypoints are 3 x {count} finite numbers"
+        return
+    if max(map(abs, flat)) > FAR:
+        yield "keypoints-length", f"a coordinate of {max(flat, key=abs):g} pixels"
         return
     seen = flat[2::3]
     if wrong := [v for v in seen if v not in (0, 1, 2)]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlzoo.data.coco.faults import Report
+from nlzoo.shapes import FAR
 
 NEEDED: dict[str, dict[str, type]] = {
     "images": {"id": int, "file_name": str, "width": int, "height": int},
@@ -77,11 +78,14 @@ def _check_entries(
 
 
 def check_images(images: list[dict[str, Any]], report: Report) -> None:
-    """Numbers and names that are there twice."""
+    """Sizes that are none; numbers and names that are there twice."""
     by_id: dict[int, str] = {}
     names: dict[str, int] = {}
     for image in images:
         number, name = image["id"], image["file_name"]
+        for key in ("width", "height"):
+            if not 1 <= image[key] <= FAR:
+                report.fail("json-keys", f"image {number} ({name}) has {key} {image[key]}")
         if number in by_id:
             words = f"image {number} is {by_id[number]!r} and {name!r}"
             report.add("image-id-duplicate", words)
@@ -111,14 +115,30 @@ def read_categories(
     ids = tuple(found.get(name, -1) for name in names)
     if not keypoints:
         return Categories(ids, names)
+    for category in table:
+        if category.get("keypoints"):
+            _check_skeleton(category, report)
     points = {tuple(c["keypoints"]): c for c in table if c.get("keypoints")}
     if len(points) != 1:
         there = "different keypoints" if points else "no keypoints"
         hint = "" if points else "; COCO's person_keypoints_* have"
         report.fail("wrong-task", f"keypoints are asked for, its categories have {there}{hint}")
     ((names_of, category),) = points.items()
-    limbs = tuple((a - 1, b - 1) for a, b in category.get("skeleton", ()))
+    limbs = tuple((a - 1, b - 1) for a, b in category.get("skeleton") or ())
     return Categories(ids, names, names_of, limbs)
+
+
+def _check_skeleton(category: dict[str, Any], report: Report) -> None:
+    names, limbs = category["keypoints"], category.get("skeleton") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        report.fail("json-keys", f"category {category['id']} has keypoints {names!r}, not names")
+    known = range(1, len(names) + 1)
+    for limb in limbs if isinstance(limbs, list) else [limbs]:
+        if not isinstance(limb, list) or len(limb) != 2 or any(end not in known for end in limb):
+            words = (
+                f"category {category['id']} has {limb!r} in its skeleton, no two of its keypoints"
+            )
+            report.fail("json-keys", words)
 
 
 def check_same(
