@@ -169,6 +169,17 @@ def test_rows_of_cocos_classes_are_kept(tmp_path):
         create_model("mask_rcnn_resnet18_fpn", preprocessing=other, **own)
 
 
+@pytest.mark.parametrize("pretrained", [True, "coco_v1_torchvision"])
+def test_published_weights_are_asked_for_by_name(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setenv("NLZOO_CACHE", str(tmp_path))
+    monkeypatch.setenv("NLZOO_OFFLINE", "1")
+    file = r"mask_rcnn_resnet50_fpn_v2\.coco_v1_torchvision\.pth .*mask.*coco-73cbd019\.pth"
+    with pytest.raises(FileNotFoundError, match=file):
+        create_model("mask_rcnn_resnet50_fpn_v2_nl1", pretrained=pretrained)
+    with pytest.raises(ValueError, match="no published weights 'mask_rcnn_resnet101_fpn"):
+        create_model("mask_rcnn_resnet101_fpn", pretrained=pretrained)
+
+
 def test_a_backbone_alone(tmp_path):
     body = create_model("resnet18", num_classes=3)
     torch.save(body.state_dict(), tmp_path / "w.pth")
