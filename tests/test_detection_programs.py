@@ -209,6 +209,12 @@ def test_a_loss_that_is_no_number_names_the_file(root, tmp_path):
         train(root, tmp_path / "run", "masks", "--trainer.max_steps", "5", "--task.lr", "1e30")
 
 
+def test_data_without_masks_are_no_data_of_masks(root, tmp_path):
+    message = "mask_rcnn_resnet18_fpn_nl1 needs masks, the data give boxes"
+    with pytest.raises(ValueError, match=message):
+        train(root, tmp_path / "run", "masks", "--data.wants", "boxes")
+
+
 def test_other_networks_are_no_detectors():
     with pytest.raises(ValueError, match="unknown detector"):
         Detection("resnet8_cifar10", preprocessing={"frames": 0, "classes": ["a"] * 10})

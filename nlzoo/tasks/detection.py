@@ -92,6 +92,16 @@ class Detection(Training):
 
     # -- training ---------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Raise ValueError where the data have no masks, or keypoints, for the network."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        needs = {"mask": "masks", "keypoint": "keypoints"}.get(self.kinds[-1], data.wants)
+        if data.wants != needs:
+            model = self.hparams["model"]
+            raise ValueError(
+                f"{model} needs {needs}, the data give {data.wants}: data.wants {needs}"
+            )
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the losses of proposals, classes, boxes, and masks or keypoints."""
         images, targets = batch
