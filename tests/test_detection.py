@@ -200,6 +200,7 @@ def test_under_autocast_what_holds_coordinates_stays_float32():
     model = create_model("mask_rcnn_resnet18_fpn_nl1", **{**SMALL, **sizes}, rcnn=RCNN).eval()
     nn.init.normal_(blocks(model)[0].out.weight, std=0.1)
     nn.init.normal_(model.roi_heads.box_predictor.bbox_pred.weight, std=0.05)
+    nn.init.normal_(model.rpn.head.bbox_pred.weight, std=0.05)
     x = torch.rand(1, 3, 256, 512)
     found = {}
     for bf16 in (False, True):
