@@ -373,6 +373,11 @@ def test_many_of_a_kind_are_counted_and_the_first_shown(tmp_path, capsys):
     assert "annotation 5 of image 1 (1.jpg); and 7 more: accepted" in out
 
 
+def test_no_other_fault_where_nothing_is_left(tmp_path, capsys):
+    err = check(spoiled(emptied, tmp_path), capsys)[2]
+    assert re.findall("error: ([a-z-]+)", err) == ["set-empty"]
+
+
 def test_all_errors_are_told_at_once(tmp_path, capsys):
     def spoil(made, root):
         cut(made, root)

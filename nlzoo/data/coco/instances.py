@@ -98,7 +98,8 @@ def read_instances(
     images = made["images"]
     reader = Reader(made, table, wants, decode, report)
     rows = [row for found in made["annotations"] if (row := reader.read(found))]
-    reader.check_all()
+    _check_task(made["annotations"], wants, report)
+    reader.check_boxes()
     rows.sort(key=lambda row: row.image)  # stable: the file's order inside an image
     counts = np.bincount([row.image for row in rows], minlength=len(images))
     for position in np.flatnonzero(counts == 0):
@@ -128,6 +129,15 @@ def _ends(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], lengths.cumsum()]).astype(np.int64)
 
 
+def _check_task(found: list[dict[str, Any]], wants: Wants, report: Report) -> None:
+    key, hint = {
+        "masks": ("segmentation", ""),
+        "keypoints": ("keypoints", "; COCO's person_keypoints_* have"),
+    }.get(wants, ("bbox", ""))
+    if found and not any(one.get(key) for one in found):
+        report.add("wrong-task", f"{wants} are asked for, no annotation has any{hint}")
+
+
 class Reader:
     """Looks at annotations one by one."""
 
@@ -146,12 +156,9 @@ class Reader:
         self._wants, self._decode, self._report = wants, decode, report
         self._ids: set[Any] = set()
         self._boxes: list[tuple[list[float], int, int]] = []  # as written, height, width
-        self._there = {"masks": False, "keypoints": False}
-        self._total = 0
 
     def read(self, found: dict[str, Any]) -> Row | None:
         """The annotation as it is kept; None, and why is in the report: it is left out."""
-        self._total += 1
         number = found["id"] if type(found.get("id")) is int else -1
         if number in self._ids and number != -1:
             self._report.add("annotation-id-duplicate", f"annotation {number}")
@@ -214,7 +221,6 @@ class Reader:
         if self._wants != "masks":
             return b""
         given, where = found.get("segmentation"), self._where(found)
-        self._there["masks"] |= bool(given)
         wrong = list(shapes.faults(given, height, width))
         for fault, words in wrong:
             self._report.add(fault, f"{where}: {words}")
@@ -264,19 +270,14 @@ class Reader:
         count = len(self._table.keypoints)
         if not count or found.get("keypoints") in (None, []):
             return [0] * 3 * count
-        self._there["keypoints"] = True
         wrong = list(keypoints.faults(found, count, height, width))
         for fault, words in wrong:
             self._report.add(fault, f"{self._where(found)}: {words}")
         stops = any(fault in ("keypoints-length", "keypoints-visibility") for fault, _ in wrong)
         return [0] * 3 * count if stops else found["keypoints"]
 
-    def check_all(self) -> None:
-        """What only all annotations together show."""
-        if self._total and not self._there.get(self._wants, True):
-            hint = {"keypoints": "; COCO's person_keypoints_* have"}.get(self._wants, "")
-            words = f"{self._wants} are asked for, no annotation has any{hint}"
-            self._report.add("wrong-task", words)
+    def check_boxes(self) -> None:
+        """What only all of them together show."""
         boxes = np.array([box for box, _, _ in self._boxes]).reshape(-1, 4)
         if not len(boxes):
             return
