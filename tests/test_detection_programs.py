@@ -1,6 +1,9 @@
 """Detectors are trained, resumed, tested and looked at by the programs."""
 
+import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -223,3 +226,22 @@ def test_other_networks_are_no_detectors():
 def test_preprocessing_travels_as_plain_values():
     pre = Preprocessing(frames=0, skeleton=([0, 1],), flip=([1, 2],), sigmas=(0.1,))
     assert Preprocessing.from_dict(json.loads(json.dumps(pre.to_dict()))) == pre
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one_does(tmp_path):
+    """Five images, of which one is there twice for two processes."""
+    root, run = make_coco(tmp_path / "coco", train=8, val=5), tmp_path / "run"
+    recipes = ["--recipe", "mask_rcnn_r50_nl_coco", "--recipe", "_masks_sample"]
+    ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "2"]
+    command = [sys.executable, "-m", "nlzoo.fit", *recipes, "--data", str(root), "--run", str(run)]
+    subprocess.run([*command, *QUICK, *ranks, "--task.lr", "2e-3"], check=True)
+    last = list(csv.DictReader((run / "metrics.csv").open()))[-1]
+    checkpoint = str(run / "checkpoints/last.ckpt")
+    one = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
+    evaluate.main(["--checkpoint", checkpoint, *one])
+    result = json.loads((run / "evaluation.json").read_text())
+    assert result["images_scored"] == 5
+    for key in ("box/AP50", "mask/AP50", "box/AR100", "mask/AR100"):
+        assert float(last[f"val/{key}"]) == pytest.approx(result[key], abs=1e-6)
+    assert result["box/AR100"] > 0
