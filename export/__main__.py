@@ -280,7 +280,6 @@ def run_file(options: Namespace) -> None:
     from nlzoo.export.runtime import Runner
 
     from nlzoo.answer import answer, find_all
-    from nlzoo.predict import tell_objects
     from nlzoo.watch import watch
 
     runner = Runner(options.file, options.runtime, preprocessing=foreign_preprocessing(options))
@@ -288,6 +287,8 @@ def run_file(options: Namespace) -> None:
     views = options.clips, options.crops
     with runner:
         if runner.spec.is_detector:
+            from nlzoo.predict import tell_objects  # with Matplotlib, and all networks there are
+
             tell_objects(runner, files, Namespace(**vars(options), look=""), None)
             return
         if options.draw or options.coco:

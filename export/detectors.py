@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nlzoo.export.canvas import OnCanvas
 from nlzoo.export.detection import StaticDetector
+from nlzoo.export.eager import OnCanvas
 from nlzoo.export.matching import DetectionParity, compare_detections, draw_canvases
 from nlzoo.export.runtime import Runner
 from nlzoo.export.spec import Spec

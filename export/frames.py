@@ -127,8 +127,9 @@ class Block(NonLocalBlock):
         g = self.g(keys)
         if not self.subsample_first:
             phi, g = self.pool(phi), self.pool(g)
-        tokens = [self._fold(some.channels_last()).flatten(1, -2) for some in (theta, phi, g)]
-        y = self._unfold(self._pairwise(*tokens), x.channels_last().shape)
+        maps = theta, phi, g
+        theta, phi, g = (self._fold(some.channels_last()).flatten(1, -2) for some in maps)
+        y = self._unfold(self._pairwise(theta, phi, g, None), x.channels_last().shape)
         z = self.out(y.movedim(-1, 1))
         return x + (self.norm(z) if self.norm else z)
 

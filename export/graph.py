@@ -169,7 +169,7 @@ def _is_fixed(norm: _BatchNorm) -> bool:
     return bool(norm.affine) and norm.running_mean is not None
 
 
-def _attention(scale: float, theta: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+def _attention(scale: float, theta: Tensor, phi: Tensor, g: Tensor, keys: None) -> Tensor:
     """`ops.embedded_gaussian` in the precision of its inputs."""
     return torch.softmax(theta @ phi.mT * scale, -1) @ g
 
@@ -179,10 +179,15 @@ def largest_logit(model: nn.Module, inputs: Iterable[Tensor]) -> float:
     graph, largest = Graph(model), [0.0]
 
     def watch(
-        pairwise: Callable[..., Tensor], scale: float, theta: Tensor, phi: Tensor, g: Tensor
+        pairwise: Callable[..., Tensor],
+        scale: float,
+        theta: Tensor,
+        phi: Tensor,
+        g: Tensor,
+        keys: None,
     ) -> Tensor:
         largest.append(float((theta @ phi.mT * scale).abs().max()))
-        return pairwise(theta, phi, g)
+        return pairwise(theta, phi, g, keys)
 
     for block in graph.modules():
         if isinstance(block, NonLocalBlock) and block.form in SOFTMAX:

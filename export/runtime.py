@@ -18,7 +18,8 @@ from nlzoo.names import check_choice
 from nlzoo.preprocessing import Normalize, Preprocessing
 
 if TYPE_CHECKING:
-    from nlzoo.export.canvas import Canvas, OnCanvas
+    from nlzoo.export.canvas import Canvas
+    from nlzoo.export.eager import OnCanvas
     from nlzoo.export.source import Source
 
 RUNTIMES = {  # by suffix; the first is the default
@@ -111,8 +112,8 @@ class Runner:
 
     def _on_canvas(self, model: nn.Module) -> nn.Module:
         """A detector with the inputs and outputs of its file; compiled it is the file's graph."""
-        from nlzoo.export.canvas import OnCanvas
         from nlzoo.export.detection import StaticDetector
+        from nlzoo.export.eager import OnCanvas
 
         canvas = self.spec.shape[2], self.spec.shape[3]
         if self.runtime == "compile":

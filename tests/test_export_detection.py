@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nlzoo.export.canvas import Canvas, OnCanvas, detections
+from nlzoo.export.canvas import Canvas, detections
 from nlzoo.export.detection import StaticDetector
 from nlzoo.export.detectors import export_detector
+from nlzoo.export.eager import OnCanvas
 from nlzoo.export.matching import compare_detections
 from nlzoo.export.roi_align import RoIAlign, table_of
 from nlzoo.export.runtime import Runner
