@@ -7,6 +7,8 @@ import sys
 import pytest
 from lightning import Trainer
 
+from nlzoo import create_model
+from nlzoo.detector_cost import detector_cost
 from nlzoo.estimate import estimate
 from nlzoo.fit import main
 from nlzoo.tasks.classification import Classification
@@ -103,3 +105,22 @@ def test_memory_is_what_steps_take(recipe, tmp_path):
     )
     said, took = map(int, done.stdout.split()[-2:])
     assert said == pytest.approx(took, rel=0.25)
+
+
+def test_a_detector_costs_what_a_recount_of_the_paper_says(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    main(["--recipe", "mask_rcnn_r50_nl_coco", "--estimate"])
+    said = capsys.readouterr().out
+    assert "image           800 x 1344, 1000 proposals, 100 detections" in said
+    assert (
+        "backbone 158.50, proposals 53.15, boxes 14.36, masks 53.21" in said
+    )  # 148.48 + the block
+    assert "blocks          10.02 G, 3.7% of the rest" in said  # the paper: less than 5 %
+
+
+def test_a_block_without_sub_sampling_breaks_the_papers_claim():
+    model = create_model("mask_rcnn_resnet50_fpn_nl1", non_local={"subsample": None})
+    plain = create_model("mask_rcnn_resnet50_fpn")
+    cost, without = detector_cost(model, 800, 1344), detector_cost(plain, 800, 1344)
+    assert cost.share == pytest.approx(0.1, abs=1e-3)
+    assert sum(cost.parts.values()) - cost.blocks == sum(without.parts.values())
