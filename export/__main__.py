@@ -168,7 +168,7 @@ def tensorrt_parser() -> ArgumentParser:
 
 def tensorrt(options: Namespace) -> None:
     """Build, and say what came out."""
-    from nlzoo.export.spec import KEY
+    from nlzoo.export.spec import KEY, Spec
     from nlzoo.export.tensorrt import build_engine
 
     built = build_engine(
@@ -193,7 +193,9 @@ def tensorrt(options: Namespace) -> None:
     default = "" if options.shape else " (by default)"
     sys.stdout.writelines(f"Built for {profile}{default}\n" for profile in built["profiles"])
     if KEY in built:
-        sys.stdout.write(f"Next: python -m nlzoo.export run {options.output} VIDEO\n")
+        pre = Spec.from_json(built[KEY]).preprocessing
+        what = "IMAGE" if pre and not pre.frames else "VIDEO"
+        sys.stdout.write(f"Next: python -m nlzoo.export run {options.output} {what}\n")
 
 
 # -- check ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1, "int8": 3e-1}  # relative L2 of scores
-BOTH = {"fp32": 0.97, "fp16": 0.8, "bf16": 0.6, "int8": 0.4}  # share of detections
+BOTH = {"fp32": 0.95, "fp16": 0.8, "bf16": 0.6, "int8": 0.4}  # share of detections
 SAME = 0.8  # IoU of two boxes that are one detection
 Tensors = dict[str, Tensor]
 Detector = Callable[[Tensors], Tensors]
