@@ -137,7 +137,10 @@ def common(a: Spec, b: Spec) -> Spec:
     for at in range(len(shape)):
         fixed = [s.shape[at] for s in (a, b) if at not in s.axes.values()]
         if len(set(fixed)) > 1:
-            raise ValueError(f"inputs {a.wanted()} and {b.wanted()} differ: nothing fits both")
+            raise ValueError(
+                f"inputs {a.wanted()} and {b.wanted()} differ: nothing fits both; --shape is that "
+                "of a network"
+            )
         shape[at] = fixed[0] if fixed else shape[at]
     free = tuple(name for name in AXES[len(shape)] if name in a.dynamic and name in b.dynamic)
     return replace(a, shape=tuple(shape), dynamic=free)

@@ -49,7 +49,8 @@ def write_repository(path: str | Path, dest: str | Path, max_batch: int = 8) -> 
         raise FileExistsError(f"{folder} is there already; remove it, or name another folder")
     spec = spec_of(file)
     classes = spec.preprocessing.classes if spec and spec.preprocessing else ()
-    text = "\n".join(_config(file, path.stem, max_batch, bool(classes)))
+    by_class = bool(classes) and not (spec and spec.is_detector)
+    text = "\n".join(_config(file, path.stem, max_batch, by_class))
     part = dest / f".{path.stem}.part"
     try:
         (part / "1").mkdir(parents=True)
