@@ -21,7 +21,7 @@ def test_the_first_two_commands():
     first = next(text for language, text in BLOCKS if not language)
     install, tests = first.splitlines()
     assert install.endswith("python -m nlzoo.fit --recipe recipes/i3d_nl_kinetics.yaml --sample")
-    assert tests == "python -m pytest"
+    assert tests == "python -m pytest -n auto"
     ci = (ROOT / ".ci" / "run").read_text()
     assert 'pip install -q -e ".[dev]"' in ci
     assert 'pip install -e ".[dev]"' in install
