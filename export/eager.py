@@ -14,7 +14,7 @@ class OnCanvas(nn.Module):
     """Torchvision's own detector, called like `nlzoo.export.detection.StaticDetector`.
 
     Attributes:
-        threshold: of scores, where it is not the detector's own; `num` counts by that.
+        threshold: of scores; None: the detector's own, by which `num` counts in any case.
     """
 
     threshold: float | None = None
