@@ -122,7 +122,7 @@ def render(kind: str, result: dict[str, Any]) -> str:
     note = (
         "The last rows are a logistic regression on 224 x 224 pixels."
         if kind == "videos"
-        else "The recipe was tuned on these validation images and seeds: the figures are optimistic."
+        else "The recipe was tuned on these validation images and seeds: figures are optimistic."
     )
     return f"{what}, {describe(result['machine'])}. {note}\n\n{table(rows, columns)}\n"
 
