@@ -121,7 +121,7 @@ def main() -> None:
         " timm's NonLocalAttn; same: its function, pooled: with 2 x 2 pooling of the keys."
     )
     columns = [key for key in rows[0] if key != "seconds"]
-    every = f"Those figures of all {len(runs)} runs, oldest first, whose medians are in the table above:"
+    every = f"Those of all {len(runs)} runs, oldest first, whose medians are in the table above:"
     text = "\n\n".join([head, table(rows, columns), table(held, list(held[0]))])
     text += f"\n\n{every}\n\n{table(runs, list(runs[0]))}\n"
     write_whole(RESULTS / "block2d.md", text)

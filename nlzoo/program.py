@@ -4,20 +4,21 @@ import os
 import re
 import sys
 import warnings
-from argparse import SUPPRESS, Action
-from collections.abc import Callable, Sequence
+from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import (
     ArgumentError,
     ArgumentParser,
     DefaultHelpFormatter,
     Namespace,
-    set_parsing_settings,
 )
 
 from nlzoo.names import nearest
 
+Subcommands = Mapping[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None]]]
 EXPECTED = ValueError, OSError, RuntimeError, TypeError, FloatingPointError, ArgumentError
 
 
@@ -45,8 +46,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         sys.exit(2)
 
 
-class ShortHelp(DefaultHelpFormatter):
-    """Options with their defaults, without the types that jsonargparse lists."""
+class ShortHelp(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Options with their defaults, without the types that jsonargparse lists; a short usage."""
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
@@ -55,25 +56,39 @@ class ShortHelp(DefaultHelpFormatter):
             text += f" ({action.default})"
         return text
 
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        return "N" if action.type in (int, float) else "VALUE"
 
-def make_parser(prog: str, description: str) -> ArgumentParser:
-    """A parser with `--print_completion` whose errors `parse_options` turns into one sentence."""
-    set_parsing_settings(add_print_completion_argument=True)
+    def _format_usage(
+        self, usage: str | None, actions: Iterable[Action], *args: Any, **kwargs: Any
+    ) -> str:
+        needed = [a for a in actions if a.required or not a.option_strings]
+        return super()._format_usage(usage, needed, *args, **kwargs)
+
+
+def make_parser(prog: str, description: str, example: str = "") -> ArgumentParser:
+    """A parser whose help ends with an example, for `parse_options`."""
     return ArgumentParser(
         prog=prog,
         description=description,
+        epilog=f"Example: {example}" if example else None,
         formatter_class=ShortHelp,
         exit_on_error=False,
         allow_abbrev=False,
     )
 
 
+def add_subcommands(parser: ArgumentParser, subcommands: Subcommands) -> None:
+    """Give a parser those of each subcommand."""
+    found = parser.add_subcommands(metavar="PROGRAM")
+    for name, (make, _) in subcommands.items():
+        one = make()
+        found.add_subcommand(name, one, help=one.description)
+
+
 def asks_for_help(argv: Sequence[str]) -> bool:
     """Whether the answer is a text about the program."""
-    return any(
-        a in ("-h", "--help") or a.endswith(".help") or a.startswith("--print_completion")
-        for a in argv
-    )
+    return any(a in ("-h", "--help") or a.endswith(".help") for a in argv)
 
 
 def parse_options(
