@@ -26,8 +26,7 @@ NUMBERS = ("box/AP", "mask/AP", "keypoint/AP", "box/AP50", "mask/AP50")
 NETWORK = Path(__file__).parent.parent / "recipes" / "_masks_sample.yaml"
 EIGHT = (  # beside the recipe and the sample's network: 800 iterations of real images
     *("--task.arch.min_size", "256", "--task.arch.max_size", "448"),
-    *("--task.arch.rcnn.rpn_batch_size_per_image", "128"),
-    *("--task.arch.rcnn.box_batch_size_per_image", "64"),
+    *("--task.arch.rcnn", "{rpn_batch_size_per_image: 128, box_batch_size_per_image: 64}"),
     *("--task.arch.anchors", "[16,32,64,128,256]", "--task.arch.canonical", "112"),
     *("--data.scales", "[256]", "--data.max_size", "448", "--data.flip", "0"),
     *("--data.batch_size", "2", "--task.reference_batch", "2"),
