@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 from nlzoo.export.spec import inputs_of, read_onnx, spec_of
 
-TYPES = {
+TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
     onnx.TensorProto.BFLOAT16: "TYPE_BF16",

@@ -29,7 +29,7 @@ class Watcher(Protocol):
     def preprocessing(self) -> Preprocessing:
         """What a clip is, or an image."""
 
-    def __call__(self, clip: Tensor) -> Tensor:
+    def __call__(self, clip: Tensor, /) -> Tensor:
         """uint8 clips (B, 3, T, H, W) or images (B, 3, H, W) -> (B, K): `Preprocessing.scores`."""
 
 
