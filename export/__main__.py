@@ -1,14 +1,22 @@
 """`python -m nlzoo.export PROGRAM`: from a checkpoint to a file, from a file to an answer."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 from nlzoo.export import programs
 
-from nlzoo.program import make_parser, numbers, parse_options, run
+from nlzoo.program import (
+    Subcommands,
+    add_answer_options,
+    add_subcommands,
+    make_parser,
+    numbers,
+    parse_options,
+    run,
+)
 
 if TYPE_CHECKING:
     from nlzoo.preprocessing import Preprocessing
@@ -28,17 +36,10 @@ def main(argv: Sequence[str]) -> None:
 
 def parser() -> ArgumentParser:
     """What is shared: nothing but the subcommands."""
-    made = make_parser("python -m nlzoo.export", "Files for other machines.")
-    add_programs(made)
+    example = "python -m nlzoo.export onnx best.ckpt --output m.onnx"
+    made = make_parser("python -m nlzoo.export", "Files for other machines.", example)
+    add_subcommands(made, PROGRAMS)
     return made
-
-
-def add_programs(made: ArgumentParser) -> None:
-    """The subcommands."""
-    found = made.add_subcommands()
-    for name, (make, _) in PROGRAMS.items():
-        one = make()
-        found.add_subcommand(name, one, help=one.description)
 
 
 # -- onnx -----------------------------------------------------------------------------------
@@ -46,22 +47,25 @@ def add_programs(made: ArgumentParser) -> None:
 
 def onnx_parser() -> ArgumentParser:
     """What to export, and how."""
-    made = make_parser("", "write a network as an ONNX file, and compare the two")
+    about = "write a network as an ONNX file, and compare the two"
+    made = make_parser("", about, "python -m nlzoo.export onnx best.ckpt --output m.onnx")
     made.add_argument("source", help="a checkpoint of nlzoo.fit, a model name, MODULE:OBJECT")
     made.add_argument("--output", required=True, help="file to write")
-    made.add_argument("--opset", type=int, default=0, help="17 to 23; 0: 18, with bf16 22")
-    made.add_argument("--dynamic", default="batch", help="of batch,frames,height,width,length")
-    made.add_argument("--precision", default="fp32", help="fp32, fp16 or bf16")
-    made.add_argument("--preprocess", action="store_true", help="take uint8 clips or images")
-    made.add_argument(
-        "--islands", default="on", help="off: scores in 16 bits too, if they allow it"
-    )
-    made.add_argument(
-        "--layout", default="frames", help="2D convolutions; clip: 3D ones, for OpenVINO"
-    )
-    made.add_argument("--shape", default="", help="of the input: 2,3,32,256,256")
     made.add_argument("--licence", default="", help="of the weights, to be kept in the file")
     made.add_argument("--tolerance", type=float, default=0.0, help="relative L2; 0: by precision")
+    takes = made.add_argument_group("what it takes")
+    takes.add_argument("--dynamic", default="batch", help="of batch,frames,height,width,length")
+    takes.add_argument("--shape", default="", help="of the input: 2,3,32,256,256")
+    takes.add_argument("--preprocess", action="store_true", help="take uint8 clips or images")
+    form = made.add_argument_group("how it computes")
+    form.add_argument("--precision", default="fp32", help="fp32, fp16 or bf16")
+    form.add_argument(
+        "--islands", default="on", help="off: scores in 16 bits too, if they allow it"
+    )
+    form.add_argument(
+        "--layout", default="frames", help="2D convolutions; clip: 3D ones, for OpenVINO"
+    )
+    form.add_argument("--opset", type=int, default=0, help="17 to 23; 0: 18, with bf16 22")
     return made
 
 
@@ -105,7 +109,8 @@ def onnx(options: Namespace) -> None:
 
 def parity_parser() -> ArgumentParser:
     """Which two, and how close."""
-    made = make_parser("", "compare two forms of a network; exit code 1 if they differ")
+    about = "compare two forms of a network; exit code 1 if they differ"
+    made = make_parser("", about, "python -m nlzoo.export parity best.ckpt m.onnx")
     for name in ("reference", "other"):
         made.add_argument(name, help="a model name, checkpoint, MODULE:OBJECT, .onnx or .engine")
     made.add_argument("--tolerance", type=float, default=0.0, help="relative L2; 0: by precision")
@@ -144,25 +149,20 @@ SHAPE = (
 
 def tensorrt_parser() -> ArgumentParser:
     """What to build, for which cards."""
-    made = make_parser("", "build an engine from an ONNX file; TensorRT-RTX needs no GPU for it")
+    about = "build an engine from an ONNX file; TensorRT-RTX needs no GPU for it"
+    made = make_parser("", about, "python -m nlzoo.export tensorrt m.onnx --output m.engine")
     made.add_argument("file", help="an ONNX file")
     made.add_argument("--output", required=True, help="file to write, NAME.engine")
     made.add_argument("--shape", action="append", default=[], help=SHAPE)
-    made.add_argument(
-        "--compute-capability",
-        default="",
-        help="of the cards to build for, TensorRT-RTX (8.6,8.9,12.0)",
-    )
+    made.add_argument("--backend", default="", help="tensorrt or tensorrt_rtx, if both are there")
     made.add_argument("--workspace", type=int, help="memory that a kernel may use, MB")
     made.add_argument("--optimization-level", type=int, help="0 to 5, the longest build")
-    made.add_argument("--timing-cache", help="file of measured kernels (TensorRT)")
-    made.add_argument(
-        "--hardware-compatible", action="store_true", help="for newer cards, too (TensorRT)"
-    )
-    made.add_argument(
-        "--version-compatible", action="store_true", help="for newer releases, too (TensorRT)"
-    )
-    made.add_argument("--backend", default="", help="tensorrt or tensorrt_rtx, if both are there")
+    rtx = made.add_argument_group("TensorRT-RTX")
+    rtx.add_argument("--compute-capability", default="", help="of the cards, as in 8.6,8.9,12.0")
+    own = made.add_argument_group("TensorRT")
+    own.add_argument("--timing-cache", help="file of measured kernels")
+    own.add_argument("--hardware-compatible", action="store_true", help="for newer cards, too")
+    own.add_argument("--version-compatible", action="store_true", help="for newer releases, too")
     return made
 
 
@@ -203,7 +203,8 @@ def tensorrt(options: Namespace) -> None:
 
 def check_parser() -> ArgumentParser:
     """Which file, for which runtime."""
-    made = make_parser("", "will a runtime take an ONNX file, without a GPU; exit code 1 if not")
+    about = "will a runtime take an ONNX file, without a GPU; exit code 1 if not"
+    made = make_parser("", about, "python -m nlzoo.export check m.onnx --target trt10")
     made.add_argument("file", help="an ONNX file")
     made.add_argument("--target", default="rtx", help="rtx, trt10, trt11, ort or openvino")
     made.add_argument("--shape", action="append", default=[], help=SHAPE)
@@ -235,7 +236,8 @@ def check(options: Namespace) -> None:
 
 def triton_parser() -> ArgumentParser:
     """Which file, to where."""
-    made = make_parser("", "write a model repository for Triton Inference Server")
+    about = "write a model repository for Triton Inference Server"
+    made = make_parser("", about, "python -m nlzoo.export triton m.onnx models --batch 16")
     made.add_argument("file", help="an .onnx file of nlzoo.export")
     made.add_argument("dest", help="the repository; DEST/NAME is written")
     made.add_argument("--batch", type=int, default=8, help="requests gathered at most")
@@ -255,18 +257,13 @@ def triton(options: Namespace) -> None:
 
 def run_parser() -> ArgumentParser:
     """What to watch, with what."""
-    made = make_parser("", "name what is in videos or images, as nlzoo.predict does, with a file")
+    about = "name what is in videos or images, as nlzoo.predict does, with a file"
+    made = make_parser("", about, "python -m nlzoo.export run m.onnx video.mp4 --json")
     made.add_argument("file", help="an .onnx or .engine file of nlzoo.export")
     made.add_argument("videos", nargs="+", help="videos or images, or folders of them or of frames")
     made.add_argument("--runtime", default="", help="onnxruntime or openvino, for ONNX files")
-    made.add_argument("--clips", type=int, default=10, help="evenly spread clips a video")
-    made.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
     made.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    made.add_argument("--threshold", type=float, default=0.5, help="of detectors: least score")
-    made.add_argument("--draw", default="", help="of detectors: folder for pictures of the objects")
-    made.add_argument(
-        "--coco", default="", help="of detectors: file for the objects, as COCO's JSON"
-    )
+    add_answer_options(made)
     foreign = made.add_argument_group("a file that nlzoo.export did not write")
     foreign.add_argument("--clip", default="", help="frames x stride, as in 32x2")
     foreign.add_argument("--size", type=int, default=0, help="short side, pixels; 0: the crop")
@@ -281,7 +278,7 @@ def run_file(options: Namespace) -> None:
     """Predict with a file."""
     from nlzoo.export.runtime import Runner
 
-    from nlzoo.answer import answer, find_all
+    from nlzoo.answer import answer, answer_objects, find_all
     from nlzoo.watch import watch
 
     runner = Runner(options.file, options.runtime, preprocessing=foreign_preprocessing(options))
@@ -289,9 +286,8 @@ def run_file(options: Namespace) -> None:
     views = options.clips, options.crops
     with runner:
         if runner.spec.is_detector:
-            from nlzoo.predict import tell_objects  # with Matplotlib, and all networks there are
-
-            tell_objects(runner, files, Namespace(**vars(options), look=""), None)
+            pictures = options.draw, options.coco
+            answer_objects(runner, files, options.json, options.threshold, *pictures)
             return
         if options.draw or options.coco:
             raise ValueError("--draw and --coco are of detectors")
@@ -332,7 +328,7 @@ def foreign_preprocessing(options: Namespace) -> "Preprocessing | None":
     )
 
 
-PROGRAMS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None]]] = {
+PROGRAMS: Subcommands = {
     "onnx": (onnx_parser, onnx),
     "parity": (parity_parser, parity),
     "tensorrt": (tensorrt_parser, tensorrt),

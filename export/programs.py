@@ -32,7 +32,9 @@ NAMES = {"top1": "top-1"}
 
 def quantize_parser() -> ArgumentParser:
     """Which file, and what to calibrate on."""
-    made = make_parser("", "write an int8 form of an fp32 file; accuracy before and after")
+    about = "write an int8 form of an fp32 file; accuracy before and after"
+    example = "python -m nlzoo.export quantize m.onnx --output m8.onnx --data data"
+    made = make_parser("", about, example)
     made.add_argument("file", help="an .onnx file of nlzoo.export")
     made.add_argument("--output", required=True, help="file to write")
     made.add_argument("--data", required=True, help="folder of files, as nlzoo.fit takes it")
@@ -71,7 +73,9 @@ def quantize(options: Namespace) -> None:
 
 def bench_parser() -> ArgumentParser:
     """What to measure, and how."""
-    made = make_parser("", "measure latency, parity and accuracy, interleaved")
+    about = "measure latency, parity and accuracy, interleaved"
+    example = "python -m nlzoo.export bench best.ckpt m.onnx --batch 1,8 --output bench.json"
+    made = make_parser("", about, example)
     made.add_argument(
         "sources", nargs="+", help="names, checkpoints, .onnx, .engine; the first is the base"
     )
@@ -80,14 +84,15 @@ def bench_parser() -> ArgumentParser:
         "--runtime", default="", help="names, as in compile,openvino; each for what it takes"
     )
     made.add_argument("--batch", default="1", help="sizes, as in 1,8")
+    made.add_argument("--shape", default="", help="of a network's input, as in 1,3,8,224,224")
     made.add_argument("--threads", type=int, default=0, help="on a CPU; 0: as each runtime likes")
     made.add_argument("--rounds", type=int, default=30, help="of all in turn")
-    made.add_argument("--data", default="", help="folder of videos or images: top-1, or AP, too")
-    made.add_argument("--val", default="val", help="name of its validation split")
-    made.add_argument(
-        "--video", default="", help="or image: decode, preprocess, copy, compute apart, too"
+    more = made.add_argument_group("on real files, too")
+    more.add_argument("--data", default="", help="folder of videos or images: top-1, or AP")
+    more.add_argument("--val", default="val", help="name of its validation split")
+    more.add_argument(
+        "--video", default="", help="or image: decode, preprocess, copy, compute apart"
     )
-    made.add_argument("--shape", default="", help="of a network's input, as in 1,3,8,224,224")
     return made
 
 
@@ -128,7 +133,9 @@ def bench(options: Namespace) -> None:
 
 def report_parser() -> ArgumentParser:
     """Which measurements, and where to."""
-    made = make_parser("", "show what bench measured: a page with plots, and a table")
+    about = "show what bench measured: a page with plots, and a table"
+    example = "python -m nlzoo.export report bench.json --output report.html"
+    made = make_parser("", about, example)
     made.add_argument("files", nargs="+", help="JSON files of bench")
     made.add_argument("--output", required=True, help="HTML file to write")
     made.add_argument("--plots", default="", help="folder for the plots as PNG files, too")

@@ -1,23 +1,30 @@
-"""`nlzoo fit|evaluate|predict|export|prepare|stream`: the programs as subcommands."""
+"""`nlzoo PROGRAM`: the programs as subcommands; `nlzoo completion SHELL` completes their words."""
 
 import importlib
 import runpy
 import sys
 from collections.abc import Sequence
 
-from nlzoo.program import make_parser, nearest, run
+from jsonargparse import ArgumentParser
+
+from nlzoo.program import add_subcommands, make_parser, nearest, parse_options, run
 from nlzoo.version import __version__
 
 PROGRAMS = {
     "fit": ("nlzoo.fit", "train a recipe"),
     "evaluate": ("nlzoo.evaluate", "test a checkpoint"),
-    "predict": ("nlzoo.predict", "name what happens in videos, show where a position looks"),
+    "predict": ("nlzoo.predict", "name what is in videos or images, show where a position looks"),
     "export": (
         "nlzoo.export.__main__",
         "ONNX files and engines: write, check, compare, run, measure",
     ),
+    "weights": (
+        "nlzoo.weights.__main__",
+        "published weights: list, download, inspect, convert, verify",
+    ),
     "prepare": ("nlzoo.data.prepare", "re-encode a video set for fast reading"),
     "stream": ("nlzoo.data.stream", "write a set in chunks, for an object store"),
+    "coco": ("nlzoo.data.coco.__main__", "check a set in COCO's format"),
 }
 
 
@@ -30,38 +37,54 @@ def main() -> None:
     elif name in ("--version", "-V"):
         sys.stdout.write(f"nlzoo {__version__}\n")
     elif name in ("--help", "-h"):
-        lines = "\n".join(f"  {key:<9} {text}" for key, (_, text) in PROGRAMS.items())
-        sys.stdout.write(
-            f"usage: nlzoo PROGRAM [options]\n\n{lines}\n\nnlzoo PROGRAM --help says more; "
-            "nlzoo --print_completion shtab-bash|shtab-zsh completes it all.\n"
-        )
+        sys.stdout.write(overview())
     else:
-        run(complete if name.startswith("--print_completion") else refuse)
+        run(complete if name == "completion" else refuse)
+
+
+def overview() -> str:
+    """The programs, a line each."""
+    lines = [f"  {name:<11} {about}" for name, (_, about) in PROGRAMS.items()]
+    lines.append("  completion  complete all of it in bash or zsh")
+    return (
+        "usage: nlzoo PROGRAM [options]\n\n" + "\n".join(lines) + "\n\n"
+        "nlzoo PROGRAM --help says more; python -m nlzoo.PROGRAM is the same.\n"
+        "Example: nlzoo fit --recipe i3d_nl_kinetics --sample\n"
+    )
 
 
 def refuse(argv: Sequence[str]) -> None:
     """Say which programs there are."""
-    close = nearest(argv[0], list(PROGRAMS))
-    raise ValueError(f"unknown program {argv[0]!r}{close}; there are {', '.join(PROGRAMS)}")
+    names = [*PROGRAMS, "completion"]
+    close = nearest(argv[0], names)
+    raise ValueError(f"unknown program {argv[0]!r}{close}; all: {', '.join(names)}")
 
 
 def complete(argv: Sequence[str]) -> None:
-    """Print a completion script of all programs."""
+    """Print what makes a shell complete the words of all programs."""
     from nlzoo.cli import shorten_help
 
+    given = parse_options(completion_parser(), argv[1:])
     parser = make_parser("nlzoo", "")
     programs = parser.add_subcommands()
     for name, (module, about) in PROGRAMS.items():
         program = importlib.import_module(module)
-        if name == "export":  # jsonargparse wants its subcommands added after itself
-            made = make_parser("", about)
-            programs.add_subcommand(name, made)
-            program.add_programs(made)
+        if hasattr(program, "PROGRAMS"):  # jsonargparse wants subcommands added after their parser
+            made = programs.add_subcommand(name, make_parser("", about))
+            add_subcommands(made, program.PROGRAMS)
         else:
-            made = program.parser()
+            made = programs.add_subcommand(name, program.parser())
             shorten_help(made)
-            programs.add_subcommand(name, made)
-    parser.parse_args(list(argv))
+    programs.add_subcommand("completion", completion_parser())
+    sys.stdout.write(parser.get_completion_script(f"shtab-{given.shell}"))
+
+
+def completion_parser() -> ArgumentParser:
+    """Which shell."""
+    about = "Print what makes a shell complete the words of all programs."
+    made = make_parser("nlzoo completion", about, 'eval "$(nlzoo completion bash)"')
+    made.add_argument("shell", choices=("bash", "zsh"), help="bash or zsh")
+    return made
 
 
 if __name__ == "__main__":

@@ -50,6 +50,12 @@ SHOWN = {  # in --help and in completion
     "trainer.precision": "32-true, bf16-mixed, ...",
 }
 
+GROUPS = {
+    "task": None,
+    "data": None,
+    "trainer": "All other keys of Lightning's Trainer work too: --trainer.strategy ddp.",
+}
+
 
 def recipe_names() -> list[str]:
     """Names of the recipes installed with the package."""
@@ -99,11 +105,12 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def recipe_parser(prog: str = "", description: str = "", main: str = "") -> ArgumentParser:
+def recipe_parser(
+    prog: str = "", description: str = "", main: str = "", example: str = ""
+) -> ArgumentParser:
     """A parser with every key of a recipe as an option; `main` is what its usage begins with."""
-    made = make_parser(prog, description)
+    made = make_parser(prog, description, example)
     made.usage = f"{prog} {main} [--data PATH] [--run FOLDER] [--KEY VALUE ...]"
-    made.epilog = "All other keys of Lightning's Trainer work too: --trainer.strategy ddp."
     made.add_argument("--recipe", action="config", help="name or path; a second one is laid over")
     made.add_argument("--sample", action="store_true", help="a set made on the spot, a small net")
     made.add_argument("--run", default="", help="folder for what is written")
@@ -123,8 +130,8 @@ def shorten_help(parser: ArgumentParser) -> None:
         elif action.dest == "print_config":
             action.help = "print the effective recipe"
     parser._actions = [a for a in parser._actions if a.help is not argparse.SUPPRESS]
-    for group, title in zip(parser._action_groups[2:], ("task", "data", "trainer"), strict=False):
-        group.title, group.description = title, None
+    for group, (title, about) in zip(parser._action_groups[2:], GROUPS.items(), strict=False):
+        group.title, group.description = title, about
 
 
 def parse(

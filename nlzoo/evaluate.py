@@ -62,7 +62,8 @@ def check_results(task: Any, data: Any) -> None:
 def parser() -> ArgumentParser:
     """Every key of a recipe, and --checkpoint."""
     about = "Test a checkpoint on the views of its recipe: of videos 10 clips x 3 crops by default."
-    made = recipe_parser("python -m nlzoo.evaluate", about, "--checkpoint FILE")
+    example = "python -m nlzoo.evaluate --checkpoint runs/mine/checkpoints/best.ckpt --data.clips 3"
+    made = recipe_parser("python -m nlzoo.evaluate", about, "--checkpoint FILE", example)
     made.add_argument("--checkpoint", required=True, help="of nlzoo.fit, or weights and --recipe")
     return made
 

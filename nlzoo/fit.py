@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> None:
 
 def parser() -> ArgumentParser:
     """Every key of a recipe, and --resume."""
-    made = recipe_parser("python -m nlzoo.fit", "Train a recipe.", "--recipe NAME|FILE")
+    example = "python -m nlzoo.fit --recipe i3d_nl_kinetics --data kinetics400 --task.lr 0.02"
+    made = recipe_parser("python -m nlzoo.fit", "Train a recipe.", "--recipe NAME|FILE", example)
     made.add_argument("--resume", default="", help="a checkpoint; auto: the newest of the run")
     made.add_argument(
         "--estimate", action="store_true", help="print cost and memory, train nothing"

@@ -1,18 +1,15 @@
 """Name what is in videos or images: `python -m nlzoo.predict --checkpoint C FILE|FOLDER...`."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from nlzoo.answer import Answer, answer, find_all
-from nlzoo.detect import CocoFile, detect, draw_objects, look_at_objects
+from nlzoo.answer import answer, answer_objects, find_all
 from nlzoo.models import load_model
-from nlzoo.program import make_parser, parse_options, run
+from nlzoo.program import add_answer_options, make_parser, parse_options, run
 from nlzoo.watch import At, watch
 
 
@@ -40,56 +37,23 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"--look draws one file, not {len(files)}")
     views = options.clips, options.crops
     if detector:
-        tell_objects(model, files, options, at)
+        pictures = options.draw, options.coco, options.look, at
+        answer_objects(model, files, options.json, options.threshold, *pictures)
     else:
         answer(files, lambda file: watch(model, file, *views, options.look, at), options.json)
 
 
-def tell_objects(model: Any, files: Sequence[Any], options: Namespace, at: Any) -> None:
-    """What a detector finds: the answers, pictures of them, and COCO's JSON."""
-    pre = model.preprocessing
-    coco, names = CocoFile(pre), Counter[str]()
-
-    def watch_one(file: Any) -> Answer:
-        found = detect(model, file, options.threshold)
-        coco.add(found)
-        result = found.answer(pre)
-        if options.draw:
-            stem = Path(str(file)).stem
-            names[stem] += 1
-            more = f"_{names[stem]}" if names[stem] > 1 else ""
-            picture = Path(options.draw) / f"{stem}{more}.png"
-            draw_objects(found, pre, picture)
-            result["picture"] = str(picture)
-        if options.look:
-            x, y = look_at_objects(model, found, Path(options.look), at)
-            result["look"] = {"picture": options.look, "x": x, "y": y}
-        return result
-
-    try:
-        answer(files, watch_one, options.json)
-    finally:
-        if options.coco and coco.images:
-            coco.write(Path(options.coco))
-
-
 def parser() -> ArgumentParser:
     """What to watch, how, and what to make of it."""
-    made = make_parser("python -m nlzoo.predict", "Name what is in videos or images.")
+    example = "python -m nlzoo.predict --checkpoint best.ckpt video.mp4 --look where.png"
+    made = make_parser("python -m nlzoo.predict", "Name what is in videos or images.", example)
     made.add_argument("files", nargs="+", help="videos or images, or folders of them or of frames")
     made.add_argument("--checkpoint", required=True, help="a checkpoint of nlzoo.fit")
-    made.add_argument("--clips", type=int, default=10, help="of videos: evenly spread clips")
-    made.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
     made.add_argument("--json", action="store_true", help="print JSON, with the files that failed")
-    made.add_argument("--threshold", type=float, default=0.5, help="of detectors: least score")
-    made.add_argument("--draw", default="", help="of detectors: folder for pictures of the objects")
-    made.add_argument(
-        "--coco", default="", help="of detectors: file for the objects, as COCO's JSON"
-    )
-    made.add_argument("--look", default="", help="picture to draw: where a position looks")
-    made.add_argument(
-        "--at", default="", help="the position: FRAME,X,Y in a video, X,Y in an image"
-    )
+    add_answer_options(made)
+    look = made.add_argument_group("where a position looks")
+    look.add_argument("--look", default="", help="picture to draw")
+    look.add_argument("--at", default="", help="FRAME,X,Y in a video, X,Y in an image")
     return made
 
 

@@ -57,13 +57,14 @@ class ShortHelp(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         return text
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
-        return "N" if action.type in (int, float) else "VALUE"
+        return "VALUE"
 
     def _format_usage(
         self, usage: str | None, actions: Iterable[Action], *args: Any, **kwargs: Any
     ) -> str:
         needed = [a for a in actions if a.required or not a.option_strings]
-        return super()._format_usage(usage, needed, *args, **kwargs)
+        text = super()._format_usage(usage, needed, *args, **kwargs)
+        return text if usage else text.replace(self._prog, f"{self._prog} [options]", 1)
 
 
 def make_parser(prog: str, description: str, example: str = "") -> ArgumentParser:
@@ -84,6 +85,18 @@ def add_subcommands(parser: ArgumentParser, subcommands: Subcommands) -> None:
     for name, (make, _) in subcommands.items():
         one = make()
         found.add_subcommand(name, one, help=one.description)
+        one.prog = f"{parser.prog} {name}"  # which has the parser's options in it
+
+
+def add_answer_options(parser: ArgumentParser) -> None:
+    """Those of the programs that name what is in files."""
+    views = parser.add_argument_group("views of a video")
+    views.add_argument("--clips", type=int, default=10, help="evenly spread clips")
+    views.add_argument("--crops", type=int, default=1, help="of a clip: 1 (the centre) or 3")
+    objects = parser.add_argument_group("objects that a detector finds")
+    objects.add_argument("--threshold", type=float, default=0.5, help="least score")
+    objects.add_argument("--draw", default="", help="folder for pictures of them")
+    objects.add_argument("--coco", default="", help="file for them, as COCO's JSON")
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
@@ -106,6 +119,8 @@ def parse_options(
         asked = programs.get(next(iter(argv), ""), parser)
         options = [option for action in asked._actions for option in action.option_strings]
         known = [o.rpartition(".")[2].lstrip("-") for o in options if o.startswith("--")]
+        if programs and not argv:
+            raise ValueError(f"missing: PROGRAM, one of {', '.join(programs)}") from error
         raise ValueError(parser_message(str(error), [*known, *keys])) from error
 
 
@@ -132,7 +147,7 @@ def parser_message(text: str, keys: Sequence[str]) -> str:
     """jsonargparse's report as one sentence; `keys` are the names an unknown key may have meant."""
     unknown = re.search(
         r"Option '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
-        r"|unrecognized arguments: --([\w.]+)|Key '([\w.]+)' is not expected",
+        r"|unrecognized arguments: --([\w.-]+)|Key '([\w.]+)' is not expected",
         text,
     )
     if unknown:
@@ -140,12 +155,19 @@ def parser_message(text: str, keys: Sequence[str]) -> str:
         if (name := key.rpartition(".")[2]) in keys:
             return f"unknown key {key!r} here: it is of another section, or of other data"
         return f"unknown key {key!r}{nearest(name, keys)}"
+    choice = re.search(r"argument (\S+): invalid choice: '(.*)' \(choose from (.*)\)", text)
+    if choice:
+        name, value, known = choice.groups()
+        close = nearest(value, known.replace("'", "").split(", "))
+        return f"unknown {name} {value!r}{close}"
     if wrong := _wrong_value(text):
         return wrong
     if missing := re.search(r"the following arguments are required: ([^\n]*)", text):
         return "missing: " + re.sub(r"\w+\.(?=\w)", "", missing[1])  # of a subcommand
     if path := re.search(r"Expected a dot import path string: ([^\n]*)", text):
         return f"unknown class {path[1]!r}"
+    if text.startswith(("argument ", "unrecognized ")):
+        return f"{text}; --help shows what there is"
     return text
 
 

@@ -82,6 +82,7 @@ OTHERS = {
         "data.prepare",
         "data.stream",
         "weights.__main__",
+        "__main__",
     },
     "onnx": set(),
     "onnxruntime": set(),

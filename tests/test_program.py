@@ -5,7 +5,6 @@ import sys
 import pytest
 
 from nlzoo import program
-from nlzoo.__main__ import complete
 from nlzoo.weights.__main__ import parser
 
 
@@ -73,13 +72,3 @@ def test_console_script(arguments, code, word):
     )
     assert done.returncode == code
     assert word in done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_of_all_programs(shell, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        complete([f"--print_completion=shtab-{shell}"])
-    assert not exit_.value.code
-    text = capsys.readouterr().out
-    for option in ("--recipe", "--look", "--compute-capability", "--crf"):
-        assert option in text

@@ -173,7 +173,9 @@ def _follow(
 
 def parser() -> ArgumentParser:
     """From where to where, and how."""
-    made = make_parser("python -m nlzoo.data.prepare", "Re-encode a video set for fast reading.")
+    about = "Re-encode a video set for fast reading."
+    example = "python -m nlzoo.data.prepare kinetics400 prepared --size 320"
+    made = make_parser("python -m nlzoo.data.prepare", about, example)
     made.add_argument("source", type=Path, help="folder with videos and lists")
     made.add_argument("dest", type=Path, help="folder to write; run again to go on")
     made.add_argument("--size", type=int, default=256, help="short side, pixels")

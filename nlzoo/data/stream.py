@@ -162,16 +162,16 @@ def _config() -> dict[str, Any]:
 def parser() -> ArgumentParser:
     """From where to where, and what."""
     about = "Write a set in chunks that are read from a folder or an object store."
-    made = make_parser("python -m nlzoo.data.stream", about)
-    made.epilog = (
-        "Example: python -m nlzoo.data.stream data/kinetics400 chunks && "
-        "aws s3 sync chunks s3://BUCKET/kinetics400 && "
-        "python -m nlzoo.fit --recipe i3d_nl_kinetics --data s3://BUCKET/kinetics400"
+    example = (
+        "python -m nlzoo.data.stream data/kinetics400 chunks\n"
+        "  aws s3 sync chunks s3://BUCKET/kinetics400\n"
+        "  python -m nlzoo.fit --recipe i3d_nl_kinetics --data s3://BUCKET/kinetics400"
     )
+    made = make_parser("python -m nlzoo.data.stream", about, example)
     made.add_argument("source", type=Path, help="folder with videos and lists")
     made.add_argument("dest", type=Path, help="folder to write; run again to go on")
     made.add_argument("--images", action="store_true", help="of images, not videos")
-    made.add_argument("--splits", default="train,val", help="names of lists or folders (train,val)")
+    made.add_argument("--splits", default="train,val", help="names of lists or folders")
     return made
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from jsonargparse import ArgumentParser, Namespace
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from nlzoo.names import nearest
-from nlzoo.program import make_parser, parse_options, run
+from nlzoo.program import Subcommands, add_subcommands, make_parser, parse_options, run
 
 
 def main(argv: Sequence[str]) -> None:
@@ -21,11 +21,9 @@ def main(argv: Sequence[str]) -> None:
 
 def parser() -> ArgumentParser:
     """The subcommands."""
-    made = make_parser("python -m nlzoo.weights", "Weights that others published.")
-    programs = made.add_subcommands()
-    for name, (make, _) in PROGRAMS.items():
-        one = make()
-        programs.add_subcommand(name, one, help=one.description)
+    about = "Weights that others published."
+    made = make_parser("python -m nlzoo.weights", about, 'python -m nlzoo.weights list "*_nl5*"')
+    add_subcommands(made, PROGRAMS)
     return made
 
 
@@ -34,7 +32,8 @@ def parser() -> ArgumentParser:
 
 def list_parser() -> ArgumentParser:
     """Which rows."""
-    made = make_parser("", "the published weights that there are, and what nlzoo makes of them")
+    about = "the published weights that there are, and what nlzoo makes of them"
+    made = make_parser("", about, 'python -m nlzoo.weights list "*_nl5.k400*"')
     made.add_argument("filter", nargs="?", default="*", help="a word, or a wildcard as '*_nl5.*'")
     made.add_argument("--json", action="store_true", help="all that is known, as JSON")
     return made
@@ -68,7 +67,8 @@ def show_list(options: Namespace) -> None:
 
 def download_parser() -> ArgumentParser:
     """Which files."""
-    made = make_parser("", "fetch files once, checked, into $NLZOO_CACHE (~/.cache/nlzoo)")
+    about = "fetch files once, checked, into $NLZOO_CACHE (~/.cache/nlzoo)"
+    made = make_parser("", about, "python -m nlzoo.weights download i3d_r50.k400_8x8_pyslowfast")
     made.add_argument("names", nargs="*", help="as `list` shows them")
     made.add_argument("--all", default="", help="a word or wildcard: all that match")
     return made
@@ -100,7 +100,8 @@ def download(options: Namespace) -> None:
 
 def inspect_parser() -> ArgumentParser:
     """Which file."""
-    made = make_parser("", "whose names a file has, which network and blocks it is")
+    about = "whose names a file has, which network and blocks it is"
+    made = make_parser("", about, "python -m nlzoo.weights inspect theirs.pth")
     made.add_argument("file", help="safetensors, what torch.save wrote, or a Caffe2 pickle")
     return made
 
@@ -118,7 +119,12 @@ def show_inspection(options: Namespace) -> None:
 
 def convert_parser() -> ArgumentParser:
     """From which file, as what, to which file."""
-    made = make_parser("", "write weights under nlzoo's names, with preprocessing and class names")
+    about = "write weights under nlzoo's names, with preprocessing and class names"
+    made = make_parser(
+        "",
+        about,
+        "python -m nlzoo.weights convert theirs.pth --as i3d_r50_nl5 -o nl.safetensors",
+    )
     made.add_argument("file", help="of another implementation, or a checkpoint of nlzoo.fit")
     made.add_argument("--as", dest="name", required=True, help="NAME: its row, or a model")
     made.add_argument("-o", "--output", required=True, help="file to write, NAME.safetensors")
@@ -139,7 +145,8 @@ def convert(options: Namespace) -> None:
 
 def verify_parser() -> ArgumentParser:
     """Which golden files."""
-    made = make_parser("", "run golden files: exit code 1 where an output is too far")
+    about = "run golden files: exit code 1 where an output is too far"
+    made = make_parser("", about, "python -m nlzoo.weights verify golden.json")
     made.add_argument("goldens", nargs="+", help="JSON files")
     return made
 
@@ -165,7 +172,7 @@ def show_verification(options: Namespace) -> None:
         sys.exit(1)
 
 
-PROGRAMS: dict[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None]]] = {
+PROGRAMS: Subcommands = {
     "list": (list_parser, show_list),
     "download": (download_parser, download),
     "inspect": (inspect_parser, show_inspection),

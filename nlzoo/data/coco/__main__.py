@@ -14,29 +14,40 @@ from nlzoo.data.coco.faults import Faulty, Mode, Report
 from nlzoo.data.coco.layout import find_folder
 from nlzoo.data.coco.records import check_same, read_json
 from nlzoo.data.coco.results import check_results
-from nlzoo.program import make_parser, parse_options, run
+from nlzoo.program import Subcommands, add_subcommands, make_parser, parse_options, run
+
+EXAMPLE = "python -m nlzoo.data.coco check coco/annotations/instances_val2017.json coco/val2017"
 
 
 def parser() -> ArgumentParser:
-    """One command: check."""
-    made = make_parser("python -m nlzoo.data.coco", "Sets in COCO's format.")
-    programs = made.add_subcommands()
-    check = make_parser("", "name every fault of a set")
-    check.add_argument("annotations", type=Path, help="COCO's JSON file")
-    check.add_argument("images", type=Path, help="folder of its images")
-    check.add_argument("--wants", choices=("boxes", "masks", "keypoints"), default="masks")
-    check.add_argument("--strict", action="store_true", help="warnings are errors, too")
-    check.add_argument("--lenient", action="store_true", help="what is broken is left out")
-    check.add_argument("--exif", action="store_true", help="images are turned by their tag")
-    check.add_argument("--train", default="", help="annotations trained on, to compare with")
-    check.add_argument("--results", default="", help="results to be scored by these annotations")
-    programs.add_subcommand("check", check, help=check.description)
+    """One subcommand: check."""
+    made = make_parser("python -m nlzoo.data.coco", "Sets in COCO's format.", EXAMPLE)
+    add_subcommands(made, PROGRAMS)
     return made
 
 
 def main(argv: Sequence[str]) -> None:
+    """Hand over to the subcommand."""
+    check(parse_options(parser(), argv).check)
+
+
+def check_parser() -> ArgumentParser:
+    """Which set, how strictly."""
+    made = make_parser("", "name every fault of a set; exit code 2 if there are errors", EXAMPLE)
+    made.add_argument("annotations", type=Path, help="COCO's JSON file")
+    made.add_argument("images", type=Path, help="folder of its images")
+    wants = ("boxes", "masks", "keypoints")
+    made.add_argument("--wants", choices=wants, default="masks", help=", ".join(wants))
+    made.add_argument("--strict", action="store_true", help="warnings are errors, too")
+    made.add_argument("--lenient", action="store_true", help="what is broken is left out")
+    made.add_argument("--exif", action="store_true", help="images are turned by their tag")
+    made.add_argument("--train", default="", help="annotations trained on, to compare with")
+    made.add_argument("--results", default="", help="results to be scored by these annotations")
+    return made
+
+
+def check(given: Namespace) -> None:
     """Warnings and totals on standard output, errors on the other."""
-    given = parse_options(parser(), argv).check
     if given.strict and given.lenient:
         raise ValueError("--strict or --lenient, not both")
     if not given.images.is_dir():
@@ -69,6 +80,9 @@ def _check(given: Namespace, rules: Rules, report: Report) -> None:
     if given.results:
         images, categories = set(checked.found.ids.tolist()), set(checked.table.ids)
         check_results(Path(given.results), images, categories, report)
+
+
+PROGRAMS: Subcommands = {"check": (check_parser, check)}
 
 
 if __name__ == "__main__":
