@@ -1,0 +1,231 @@
+"""What was measured, beside what was published: docs/results.md and docs/recipes.md.
+
+    python -m benchmarks.reproduce          # both pages, from the JSON and the recipes' heads
+    python -m benchmarks.reproduce --list   # commands, hardware and scores to be expected
+
+Rows of the paper's tables are in benchmarks/paper.csv; their scores are read from the
+`evaluation.json` of `nlzoo.evaluate`, kept as benchmarks/results/paper_RUN.json.
+"""
+
+import argparse
+import ast
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import describe, table
+from nlzoo.files import write_whole
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+COMMANDS = ("Command", "Try it")  # of a recipe's head
+TABLES = {  # the paper's tables that begin so: what they are of, and the figures in their order
+    "2": ("Tables 2 and 3: Kinetics-400", ("top1", "top5")),
+    "4": ("Table 4: Charades", ("map",)),
+    "5": (
+        "Table 5: COCO, boxes and masks",
+        ("box/AP", "box/AP50", "box/AP75", "mask/AP", "mask/AP50", "mask/AP75"),
+    ),
+    "6": ("Table 6: COCO, keypoints", ("keypoint/AP", "keypoint/AP50", "keypoint/AP75")),
+}
+RESULTS_HEAD = """# Results
+
+<!-- Rendered by `python -m benchmarks.reproduce`. -->
+
+## The paper's tables
+
+Published figures ([arXiv 1711.07971](https://arxiv.org/abs/1711.07971)), and those of nlzoo, empty
+until somebody has run them: each row wants what its [recipe](recipes.md) names, days of eight GPUs.
+A row is filled by
+
+```
+python -m nlzoo.fit --recipe RECIPE --data DATA --run runs/RUN
+python -m nlzoo.evaluate --checkpoint runs/RUN/checkpoints/best.ckpt
+cp runs/RUN/evaluation.json benchmarks/results/paper_RUN.json
+python -m benchmarks.reproduce
+```
+
+with the recipe and options of the row; `python -m benchmarks.reproduce --list` prints the commands.
+"""
+MEASURED_HEAD = """
+## Measured
+
+All that is in `benchmarks/results/*.json`, but for raw samples.
+"""
+RECIPES_HEAD = """# Recipes
+
+<!-- Rendered from the heads of recipes/*.yaml by `python -m benchmarks.reproduce`. -->
+
+`--recipe` takes a name or a file; every key is an option (`--task.lr 0.02`). `--sample` trains a
+small network on a set that is made on the spot.
+"""
+
+
+def heads() -> dict[str, dict[str, str]]:
+    """Of each recipe what the comment above it says, by its labels; the first line is `title`."""
+    files = sorted((ROOT / "recipes").glob("[!_]*.yaml"))
+    return {file.stem: _head(file.read_text("utf-8")) for file in files}
+
+
+def _head(text: str) -> dict[str, str]:
+    """`# Label:   words`, continued by lines that begin in the same column."""
+    found, label = {"title": ""}, "title"
+    for line in text.partition("\n\n")[0].splitlines():
+        start, words = line[2:12].strip(), line[12:].strip()
+        if start.endswith(":"):
+            label, start = start[:-1], ""
+        elif start:
+            label, start, words = ("note" if found["title"] else "title"), "", line[2:]
+        found[label] = f"{found.get(label, '')} {words}".strip()
+    return found
+
+
+def paper() -> list[dict[str, str]]:
+    """The rows of the paper's tables: run, tables, network, published, recipe, options."""
+    with (ROOT / "benchmarks" / "paper.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def measured(row: Mapping[str, str]) -> str:
+    """The figures of a row's evaluation, as the paper writes them; empty where there is none."""
+    file = RESULTS / f"paper_{row['run']}.json"
+    if not file.exists():
+        return ""
+    found = json.loads(file.read_text("utf-8"))
+    return "/".join(f"{100 * found[name]:.1f}" for name in TABLES[row["tables"][0]][1])
+
+
+def command(row: Mapping[str, str], base: str) -> str:
+    """The training of a row, from the command of its recipe."""
+    return f"{base} --run runs/{row['run']} {row['options']}".strip()
+
+
+def results() -> str:
+    """docs/results.md."""
+    parts = [RESULTS_HEAD]
+    for first, (title, figures) in TABLES.items():
+        rows = [
+            {
+                "table": row["tables"],
+                "network": row["network"],
+                "published": row["published"],
+                "nlzoo": measured(row),
+                "run": f"`{row['run']}`",
+                "recipe and options": f"`{row['recipe']} {row['options']}`".replace(" `", "`"),
+            }
+            for row in paper()
+            if row["tables"].startswith(first)
+        ]
+        parts.append(f"\n### {title}\n\n{', '.join(figures)}\n\n{table(rows, list(rows[0]))}\n")
+    parts.append(MEASURED_HEAD)
+    for file in sorted(RESULTS.glob("*.json")):
+        if not file.stem.startswith("paper_"):
+            document = json.loads(file.read_text("utf-8"))
+            parts += [f"\n### {file.stem}\n", _docstring(file.stem)]
+            parts += [f"\n{part}\n" for part in _shown(document)]
+    return "".join(parts)
+
+
+def _docstring(name: str) -> str:
+    """What the module that wrote a file says of itself, which is Markdown with its commands."""
+    while name and not (file := ROOT / "benchmarks" / f"{name}.py").exists():
+        name = name.rpartition("_")[0]
+    text = ast.get_docstring(ast.parse(file.read_text("utf-8"))) if name else ""
+    return f"\n{text}\n" if text else ""
+
+
+def _shown(value: Mapping[str, Any], title: str = "") -> Iterator[str]:
+    """A JSON object as Markdown: where it was measured, its facts, its tables, what is inside."""
+    if title:
+        yield f"**{title}**"
+    if "machine" in value:
+        yield f"Measured on {describe(value['machine'])}."
+    inner = {key: x for key, x in value.items() if key != "machine"}
+    tables = {key: x for key, x in inner.items() if _is_table(x)}
+    if facts := [f"* {key}: {_text(x)}" for key, x in inner.items() if _text(x)]:
+        yield "\n".join(facts)
+    alike = len({tuple(rows[0]) for rows in tables.values()}) == 1
+    if len(tables) > 1 and alike:  # runs of several things
+        rows = [{"": key} | row for key, rows in tables.items() for row in rows]
+        yield _table(rows)
+    else:
+        for key, rows in tables.items():
+            yield f"**{key}**"
+            yield _table(rows)
+    for key, x in inner.items():
+        if isinstance(x, dict) and not _text(x):
+            yield from _shown(x, key)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _text(value: Any) -> str:
+    """A fact in a line; empty for raw samples, and for what has tables or objects inside."""
+    if isinstance(value, dict):
+        flat = not any(isinstance(x, dict) or _is_table(x) for x in value.values())
+        return "; ".join(f"{k}: {_text(x)}" for k, x in value.items() if _text(x)) if flat else ""
+    if isinstance(value, list):
+        return " ".join(map(_text, value)) if len(value) < 5 and not _is_table(value) else ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value).replace("|", "\\|")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    flat = [{k: x for k, x in row.items() if not isinstance(x, dict)} for row in rows]
+    cells = [{key: text for key, x in row.items() if (text := _text(x))} for row in flat]
+    return table(cells, list(dict.fromkeys(key for row in cells for key in row)))
+
+
+def recipes() -> str:
+    """docs/recipes.md."""
+    parts = [RECIPES_HEAD]
+    for name, head in heads().items():
+        facts = {k: v for k, v in head.items() if k not in ("title", *COMMANDS)}
+        lines = [f"* **{label}**: {words}\n" for label, words in facts.items()]
+        own = "\n".join(head[key] for key in COMMANDS if key in head)
+        about = f"{head['title']}\n\n{''.join(lines)}".replace("*.", "\\*.")
+        parts.append(f"\n## {name}\n\n{about}\n```\n{own}\n```\n")
+    return "".join(parts)
+
+
+def documents() -> dict[Path, str]:
+    """The pages that are rendered, and what they are to hold."""
+    return {ROOT / "docs" / "results.md": results(), ROOT / "docs" / "recipes.md": recipes()}
+
+
+def listing() -> Iterator[str]:
+    """Of each recipe its command, hardware and score, and the rows of the paper that it is for."""
+    for name, head in heads().items():
+        yield f"{name}: {head['title']}"
+        yield f"  expected: {head['Expected']}"
+        yield f"  hardware: {head['Hardware']}"
+        rows = [row for row in paper() if row["recipe"] == name]
+        for row in rows:
+            yield f"  {row['network']}, table {row['tables']}: {row['published']}"
+            run = f"runs/{row['run']}"
+            yield f"    {command(row, head['Command'])}"
+            yield f"    python -m nlzoo.evaluate --checkpoint {run}/checkpoints/best.ckpt"
+        if not rows:
+            yield f"    {head['Command']}"
+
+
+def main() -> None:
+    """Write the pages, or print the list."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--list", action="store_true", help="commands, hardware, expected scores")
+    if parser.parse_args().list:
+        print("\n".join(listing()))
+        return
+    for path, text in documents().items():
+        write_whole(path, text)
+
+
+if __name__ == "__main__":
+    main()
