@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import chain
@@ -15,6 +16,7 @@ from rich.table import Column, Table
 from nlzoo.data.decode import VIDEO_SUFFIXES
 from nlzoo.data.layouts import find_videos
 from nlzoo.data.pictures import SUFFIXES, find_images
+from nlzoo.detect import CocoFile, detect, draw_objects, look_at_objects
 from nlzoo.preprocessing import Unreadable
 
 Answer = dict[str, Any]  # of `watch`
@@ -75,6 +77,55 @@ def answer(files: Sequence[Any], watch: Callable[[Any], Answer], as_json: bool) 
         show(answers)
     if bad:
         sys.exit(1)
+
+
+def answer_objects(
+    model: Any,
+    files: Sequence[Any],
+    as_json: bool,
+    threshold: float = 0.5,
+    draw: str = "",
+    coco: str = "",
+    look: str = "",
+    at: Any = None,
+) -> None:
+    """What a detector finds in each file.
+
+    Args:
+        model: as `nlzoo.detect.detect` takes it.
+        files: images.
+        as_json: print JSON.
+        threshold: least score.
+        draw: folder for pictures of the objects.
+        coco: file for them, as COCO's JSON.
+        look: file for a picture of where position `at`, (x, y), looks.
+
+    Raises as `answer` and `look_at_objects`.
+    """
+    pre = model.preprocessing
+    found_all, names = CocoFile(pre), Counter[str]()
+
+    def watch_one(file: Any) -> Answer:
+        found = detect(model, file, threshold)
+        found_all.add(found)
+        result = found.answer(pre)
+        if draw:
+            stem = Path(str(file)).stem
+            names[stem] += 1
+            more = f"_{names[stem]}" if names[stem] > 1 else ""
+            picture = Path(draw) / f"{stem}{more}.png"
+            draw_objects(found, pre, picture)
+            result["picture"] = str(picture)
+        if look:
+            x, y = look_at_objects(model, found, Path(look), at)
+            result["look"] = {"picture": look, "x": x, "y": y}
+        return result
+
+    try:
+        answer(files, watch_one, as_json)
+    finally:
+        if coco and found_all.images:
+            found_all.write(Path(coco))
 
 
 def show(answers: Sequence[Answer]) -> None:
