@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import pydoc
+import re
 import warnings
 from collections.abc import Sequence
 from importlib import resources
@@ -145,12 +146,13 @@ def parse(
     Raises:
         ValueError: one sentence that names the key and the nearest known one.
     """
-    names, rest = _take_recipes(list(argv))
+    names, nested, rest = _take_recipes(list(argv))
     merged = base or {}
     for name in names:
         merged = merge(merged, read_recipe(name))
     if "--sample" in rest:
         merged = lay_sample(merged)
+    merged = merge(merged, nested) if merged else merged
     if asks_for_help(rest):
         shorten_help(parser)
     elif not merged:
@@ -181,17 +183,36 @@ def lay_sample(recipe: dict[str, Any]) -> dict[str, Any]:
     return merge(merged, {"data": {"init_args": {"path": str(path)}}})
 
 
-def _take_recipes(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The values of --recipe, and what is left, with `--data PATH` written out."""
-    names, rest = [], []
+def _take_recipes(argv: list[str]) -> tuple[list[str], dict[str, Any], list[str]]:
+    """The values of --recipe, keys of keys, and what is left, with `--data PATH` written out.
+
+    Keys of keys (`--task.non_local.norm null`) are merged as if they stood in a recipe:
+    jsonargparse takes them for text, and what is beside them away.
+    """
+    names: list[str] = []
+    nested: dict[str, Any] = {}
+    rest = []
     arguments = iter(argv)
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if name == "--recipe":
             names.append(value if equals else next(arguments, ""))
+        elif found := re.fullmatch(r"--(task|data)\.(?:init_args\.)?(\w+(?:\.\w+)+)", name):
+            entry: Any = _value(value if equals else next(arguments, ""))
+            for key in (*reversed(found[2].split(".")), "init_args", found[1]):
+                entry = {key: entry}
+            nested = merge(nested, entry)
         else:
             rest.append(f"--data.path{equals}{value}" if name == "--data" else argument)
-    return names, rest
+    return names, nested, rest
+
+
+def _value(text: str) -> Any:
+    """What a recipe would make of it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def quiet() -> None:

@@ -147,7 +147,7 @@ def parser_message(text: str, keys: Sequence[str]) -> str:
     """jsonargparse's report as one sentence; `keys` are the names an unknown key may have meant."""
     unknown = re.search(
         r"Option '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
-        r"|unrecognized arguments: --([\w.-]+)|Key '([\w.]+)' is not expected",
+        r"|unrecognized arguments: --([\w.-]+)|Key '(\w+)[\w.]*' is not expected",
         text,
     )
     if unknown:

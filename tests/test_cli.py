@@ -41,6 +41,27 @@ def test_options_override_recipes_and_recipes_merge(tmp_path):
     assert config.data.init_args.path == "videos"
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        (("--task.non_local.norm", "null"), {"norm": None}),
+        (("--task.init_args.non_local.norm=null",), {"norm": None}),
+        (("--task.non_local.places", "res3:1 res4:1,3"), {"places": "res3:1 res4:1,3"}),
+        (("--task.non_local.res3.groups", "4"), {"res3": {"groups": 4}}),
+        (("--task.non_local.res3", "{groups: 4}"), {"res3": {"groups": 4}}),
+    ],
+)
+def test_keys_of_keys_are_as_in_a_recipe(option, value):
+    config = parse("--recipe", "i3d_nl_kinetics", *option)
+    assert config.task.init_args.non_local == {"form": "embedded_gaussian", **value}
+
+
+def test_keys_of_keys_are_laid_over_the_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "make_sample", lambda: tmp_path)
+    config = parse("--recipe", "i3d_nl_kinetics", "--task.arch.width", "8", "--sample")
+    assert config.task.init_args.arch["width"] == 8
+
+
 def test_effective_recipe_parses_to_the_same(tmp_path):
     config = parse("--recipe", "c2d_nl_kinetics", "--task.lr", "0.25", "--seed", "3")
     path = tmp_path / "recipe.yaml"
@@ -84,6 +105,8 @@ def test_the_sample_of_charades_keeps_depth_blocks_and_groups(tmp_path, monkeypa
             "trainer.max_steps: expected int, got 'x'",
         ),
         (("--recipe", "i3d_kinetics", "--nonsense"), "unknown key 'nonsense'"),
+        (("--recipe", "i3d_kinetics", "--task.arhc.width", "8"), "'arhc'; did you mean 'arch'"),
+        (("--recipe", "i3d_kinetics", "--data.crop.size", "8"), "data.crop: expected"),
     ],
 )
 def test_wrong_options_are_named(argv, message):
