@@ -146,7 +146,7 @@ def one_line(error: BaseException) -> str:
 def parser_message(text: str, keys: Sequence[str]) -> str:
     """jsonargparse's report as one sentence; `keys` are the names an unknown key may have meant."""
     unknown = re.search(
-        r"Option '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
+        r"Option '(\w+)[\w.]*' is not accepted|does not accept option '([\w.]+)'"
         r"|unrecognized arguments: --([\w.-]+)|Key '(\w+)[\w.]*' is not expected",
         text,
     )
