@@ -1,6 +1,7 @@
 """Will a runtime take a file, which node stops it, and is each attention fusable there?"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from nlzoo.export.attention import attentions
 from nlzoo.export.backend import load_backend
 from nlzoo.export.limits import Finding, View, explain, limits_of
 from nlzoo.export.profiles import choose_profiles
-from nlzoo.export.spec import read_onnx
+from nlzoo.export.spec import read_onnx, spec_of
 from nlzoo.export.tensorrt import Refused, Wishes, build_plan
 
 from nlzoo.names import check_choice
@@ -56,7 +57,10 @@ def check(path: str | Path, target: str = "rtx", profiles: Sequence[str] = ()) -
         who += f"; it is asked where {package} is installed" if package else ""
     stops = any(finding.stops for finding in found)
     verdict = Finding("", "", stops, ("does not build" if stops else "builds") + who)
-    return [verdict, *found, *attentions(view, target, fused)]
+    inner, spec = attentions(view, target, fused), spec_of(model)
+    if spec and spec.is_detector:  # whose scores stay float32
+        inner = [replace(finding, remedy="") for finding in inner]
+    return [verdict, *found, *inner]
 
 
 Answer = tuple[list[Finding], set[str] | None]  # what stops it; nodes in kernels of several

@@ -1,5 +1,7 @@
 """What stops a file on a target, and which attention is fused there."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,10 +9,12 @@ from nlzoo.export import __main__ as program
 from nlzoo.export import check as checking
 from nlzoo.export.check import check
 from nlzoo.export.onnx import export_onnx
+from nlzoo.export.spec import KEY, spec_of
 from onnx import TensorProto, helper, numpy_helper
 from recorded_tensorrt import need_rtx, relu
 
 from nlzoo import NonLocalBlock
+from nlzoo.preprocessing import Preprocessing
 
 FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
 
@@ -175,6 +179,16 @@ def test_float32_scores_are_fused_by_openvino_only(block, target, precision):
     wanted = "one kernel" if target == "openvino" else "not fused"
     assert f"head size 32, 48 x 12 float32 scores: {wanted}" in finding.what
     assert bool(finding.remedy) == (target in ("rtx", "trt10", "trt11"))
+
+
+def test_islands_are_no_remedy_for_a_detector(block, tmp_path):
+    file = onnx.load(block / "fp16.onnx")
+    pre = Preprocessing(task="detection", frames=0)
+    told = replace(spec_of(file), preprocessing=pre).to_json()
+    next(entry for entry in file.metadata_props if entry.key == KEY).value = told
+    onnx.save(file, tmp_path / "detector.onnx")
+    _, finding = check(tmp_path / "detector.onnx", "trt10")
+    assert (finding.operator, finding.remedy) == ("attention", "")
 
 
 @pytest.mark.parametrize(("head", "verdict"), [(64, "fusable"), (512, "kernels end at 256")])
