@@ -118,7 +118,7 @@ def results() -> str:
             for row in paper()
             if row["tables"].startswith(first)
         ]
-        parts.append(f"\n### {title}\n\n{', '.join(figures)}\n\n{table(rows, list(rows[0]))}\n")
+        parts.append(f"\n### {title}\n\n{'/'.join(figures)}\n\n{table(rows, list(rows[0]))}\n")
     parts.append(MEASURED_HEAD)
     for file in sorted(RESULTS.glob("*.json")):
         if not file.stem.startswith("paper_"):
@@ -164,7 +164,7 @@ def _is_table(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    """A fact in a line; empty for raw samples, and for what has tables or objects inside."""
+    """A fact in a line; empty for raw samples, longer texts, and what has objects inside."""
     if isinstance(value, dict):
         flat = not any(isinstance(x, dict) or _is_table(x) for x in value.values())
         return "; ".join(f"{k}: {_text(x)}" for k, x in value.items() if _text(x)) if flat else ""
@@ -172,7 +172,7 @@ def _text(value: Any) -> str:
         return " ".join(map(_text, value)) if len(value) < 5 and not _is_table(value) else ""
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-    return str(value).replace("|", "\\|")
+    return "" if "\n" in str(value) else str(value).replace("|", "\\|")
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

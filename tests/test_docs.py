@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
 FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 OTHERS = {  # programs that are not ours, and need not be here
-    *("aws", "bash", "cd", "cp", "docker", "export", "git", "hadolint", "mkdocs"),
+    *("aws", "cd", "cp", "docker", "export", "git", "hadolint", "mkdocs"),
     *("pre-commit", "source", ".", "tritonserver"),
 }
 OTHERS_OPTIONS = {"--ntasks-per-node"}  # SLURM's
@@ -87,6 +87,8 @@ def test_command(command, monkeypatch, pytestconfig):
         parse_options(__main__.completion_parser(), words[2:])
     elif words[0] == "pip":
         check_install(words)
+    elif words[0] == "bash":
+        assert Path(words[1]).is_file(), command
     elif words[0] not in ("python", "python3"):
         assert words[0] in OTHERS, f"{command!r}: no command; say ```text where it is none"
     elif words[1] == "-m":
@@ -129,11 +131,18 @@ def check_recipe(program, given: list[str]) -> None:
     given = ["videos_finetune" if word in ("NAME", "RECIPE") else word for word in given]
     base = None
     if "--recipe" not in given:
-        run = Path(given[given.index("--checkpoint") + 1]).parts[1]
-        name = run.removesuffix("-sample") if run != "RUN" else "videos_finetune"
-        rows = {row["run"]: row["recipe"] for row in reproduce.paper()}
-        base = cli.read_recipe(rows.get(name, name))
+        checkpoint = Path(given[given.index("--checkpoint") + 1])
+        base = cli.read_recipe(recipe_of(str(checkpoint.parents[1])))
     cli.parse(given, program.parser(), base)
+
+
+def recipe_of(run: str) -> str:
+    """That of the command that fills the run folder, or else the folder's name."""
+    for words in (shlex.split(command, comments=True) for command in ALL):
+        if "--run" in words and words[words.index("--run") + 1] == run:
+            name = words[words.index("--recipe") + 1]
+            return "videos_finetune" if name == "RECIPE" else name
+    return Path(run).name.removesuffix("-sample")
 
 
 def check_benchmark(module: str, given: list[str], monkeypatch) -> None:
