@@ -1,6 +1,5 @@
 """Networks to export, run and compare: by name, by checkpoint, or where a user's own one is."""
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
@@ -12,6 +11,7 @@ import torch
 from nlzoo.export.spec import AXES, Spec, sizes_of
 from torch import nn
 
+from nlzoo.files import sha256_of
 from nlzoo.models import create_model, load_model
 from nlzoo.names import nearest
 from nlzoo.preprocessing import Preprocessing
@@ -84,7 +84,7 @@ def _load(source: Source) -> tuple[nn.Module, str, str]:
         return create_model(source), source, ""
     if Path(source).is_file():
         model = load_model(source)
-        return model, model.spec["name"], hashlib.sha256(Path(source).read_bytes()).hexdigest()
+        return model, model.spec["name"], sha256_of(source)
     if ":" not in source:
         raise FileNotFoundError(
             f"no checkpoint or model {source!r}{nearest(source, MODELS | DETECTORS)}"

@@ -15,7 +15,7 @@ from nlzoo.export.limits import Finding, explain
 from nlzoo.export.profiles import Profile, as_text, choose_profiles
 from nlzoo.export.spec import KEY, read_onnx
 
-from nlzoo.files import whole_file, write_whole
+from nlzoo.files import sha256_of, whole_file, write_whole
 
 CAPABILITIES = ("8.6", "8.9", "12.0")  # of RTX engines by default: cards since GeForce 30
 
@@ -92,7 +92,7 @@ def build_engine(
     ranges = choose_profiles(model, profiles)
     plan, facts = build_plan(trt, onnx_path, model, ranges, wished)
     engine = hashlib.sha256(plan).hexdigest()
-    source = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
+    source = sha256_of(onnx_path)
     metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key == KEY}
     content = {
         "engine": {"file": output.name, "bytes": len(memoryview(plan)), "sha256": engine},

@@ -1,7 +1,6 @@
 """What a test of a detector found: `evaluation.json`, `classes.csv`, COCO's results, a table."""
 
 import csv
-import hashlib
 import io
 import json
 from math import isfinite
@@ -11,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nlzoo.files import write_whole
+from nlzoo.files import sha256_of, write_whole
 
 FEW = 25  # classes that there is room for
 
@@ -34,7 +33,7 @@ def write_detections(folder: Path, checkpoint: str, task: Any, data: Any, traine
         "images_expected": data.expected["test"],
         "images_scored": found.seen,
         "checkpoint": checkpoint,
-        "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+        "sha256": sha256_of(checkpoint),
     }
     by_class = {
         name: {key: x if isfinite(x) else None for key, x in row.items()}

@@ -17,7 +17,7 @@ from nlzoo.names import check_choice
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.registry import DETECTORS, base_of, places_of
 from nlzoo.weights.hosts import BLOCK
-from nlzoo.weights.load import WeightFile, check_fits, read_weights
+from nlzoo.weights.load import FreshHead, WeightFile, check_fits, read_weights
 from nlzoo.weights.zoo import fetch_entry, find
 
 PUBLISHED = "coco_v1_torchvision"
@@ -143,7 +143,7 @@ def _load(model: Any, file: WeightFile) -> None:
         k for k in state if OF_CLASSES.match(k) and k in own and state[k].shape != own[k].shape
     ]
     if other:
-        warnings.warn(f"{file.path}: the classifier starts fresh", stacklevel=4)
+        warnings.warn(f"{file.path}: the classifier starts fresh", FreshHead, stacklevel=4)
     for key in other:
         del state[key], wanted[key]
     if not any(BLOCK in key for key in state) and any(BLOCK in key for key in wanted):

@@ -14,7 +14,7 @@ from nlzoo.program import asks_for_help, run
 from nlzoo.report import write_report
 from nlzoo.tasks.detection import Detection
 from nlzoo.watch import check_scores
-from nlzoo.weights.load import check_fits
+from nlzoo.weights.load import FreshHead, check_fits
 from nlzoo.weights.read import read_checkpoint
 
 
@@ -32,10 +32,10 @@ def main(argv: Sequence[str]) -> None:
     data = config.data.init_args  # the other splits need not be there
     data.test, data.train, data.val = data.test or data.val, "", ""
     config.trainer.logger = False
-    warnings.filterwarnings("error", ".*the classifier starts fresh")
+    warnings.simplefilter("error", FreshHead)
     try:
         task, data, trainer = build(config)
-    except UserWarning as error:
+    except FreshHead as error:
         raise ValueError(f"{error}: the weights have other classes than the data") from error
     if trained_here:
         check_fits(stored["state_dict"], task.state_dict(), checkpoint)

@@ -1,5 +1,6 @@
 """Text files as people have them; files that appear whole or not at all; the cache folder."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -36,6 +37,12 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8") from error
+
+
+def sha256_of(path: str | Path) -> str:
+    """Of a file's content, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -4,9 +4,10 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning import LightningModule
+from lightning import Trainer
 
 from nlzoo.cli import build, dry_build, parse, recipe_parser
 from nlzoo.detector_cost import detector_cost
@@ -32,8 +33,7 @@ def main(argv: Sequence[str]) -> None:
         profile(config)
         return
     resume = find_resume(config)
-    task, data, trainer = build(config)
-    done = check_resume(resume, task) if resume else 0
+    task, data, trainer, done = resumed(config, resume) if resume else (*build(config), 0)
     try:
         trainer.fit(task, data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # Lightning's answer to Ctrl-C
@@ -103,13 +103,18 @@ def find_resume(config: Namespace) -> str | None:
     return None
 
 
-def check_resume(path: str, task: LightningModule) -> int:
-    """Iterations done; a ValueError with the first mismatches where the network is another."""
+def resumed(config: Namespace, path: str) -> tuple[Any, Any, Trainer, int]:
+    """What `build` makes, its network as the checkpoint has it, and the iterations done.
+
+    Raises:
+        ValueError: no checkpoint of a training, or of another network; gives the first mismatches.
+    """
     stored = read_checkpoint(path)
     if "optimizer_states" not in stored:
         raise ValueError(f"{path} is no training checkpoint; start from it by --task.pretrained")
+    task, data, trainer = build(config, weights=path)
     check_fits(stored["state_dict"], task.state_dict(), path)
-    return int(stored["global_step"])
+    return task, data, trainer, int(stored["global_step"])
 
 
 if __name__ == "__main__":

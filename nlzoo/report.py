@@ -1,7 +1,6 @@
 """What a test found: `evaluation.json`, `scores.csv`, a picture or a list of classes, a table."""
 
 import csv
-import hashlib
 import io
 import json
 from math import isfinite
@@ -16,7 +15,7 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from nlzoo.files import whole_file, write_whole
+from nlzoo.files import sha256_of, whole_file, write_whole
 from nlzoo.tasks.scores import Results, of_class
 
 FEW = 25  # classes that there is room for
@@ -42,7 +41,7 @@ def write_report(folder: Path, checkpoint: str, task: Any, data: Any, trainer: A
         "files_unreadable": int((~read).sum()),
         "views": data.views,
         "checkpoint": checkpoint,
-        "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+        "sha256": sha256_of(checkpoint),
     }
     tell = _tell_many if task.multilabel else _tell_one
     facts, by_class, last = tell(folder, results.scores[read], results.labels[read], data.classes)

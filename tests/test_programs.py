@@ -18,8 +18,9 @@ from PIL import Image
 
 from nlzoo import evaluate, fit, predict, program
 from nlzoo.data.sample import CLASSES, make_sample
-from nlzoo.models import load_model
+from nlzoo.models import create_model, load_model, save_model
 from nlzoo.tasks.classification import Classification
+from nlzoo.weights.read import read_checkpoint
 
 RUN_FOLDER = {
     "bad_files.txt",
@@ -114,6 +115,18 @@ def test_a_second_run_does_not_overwrite_the_first(videos, run, capsys):
 def test_a_finished_run_says_that_it_is(videos, run, capsys):
     fit.main([*options(videos, run), "--resume", "auto"])
     assert "nothing to do, iteration 12 is the last" in capsys.readouterr().err
+
+
+def test_a_resumed_run_needs_no_weights_but_its_own(videos, tmp_path):
+    start = tmp_path / "start.safetensors"
+    save_model(create_model("i3d_r18_nl1", num_classes=4, width=8), start)
+    argv = [*options(videos, tmp_path / "run"), "--task.pretrained", str(start)]
+    fit.main([*argv, "--trainer.max_steps", "1"])
+    start.unlink()
+    fit.main([*argv, "--trainer.max_steps", "2", "--resume", "auto"])
+    stored = read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")
+    assert stored["global_step"] == 2
+    assert stored["hyper_parameters"]["pretrained"] == str(start)
 
 
 def test_one_class_is_no_choice(videos, tmp_path):

@@ -19,6 +19,10 @@ from nlzoo.weights.recognise import SHIFTED, Architecture, flatten, read_archite
 IMAGE_TWINS = ("tushar", "patykov")  # have the names of every ResNet for images, too
 
 
+class FreshHead(UserWarning):
+    """A classifier is not of the file: a test has to refuse it."""
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """Weights under this zoo's names, and what their file says about the model."""
@@ -149,7 +153,7 @@ def fit_to(
     if not model.num_classes:
         state = _without(state, head)
     elif fresh_head and (not there or classes not in (None, model.num_classes)):
-        warnings.warn(f"{weights.path}: the classifier starts fresh", stacklevel=4)
+        warnings.warn(f"{weights.path}: the classifier starts fresh", FreshHead, stacklevel=4)
         state, wanted = _without(state, head), _without(wanted, head)
     missing = any(BLOCK in k for k in wanted) and not any(BLOCK in k for k in state)
     if missing and fresh_blocks:
