@@ -29,11 +29,11 @@ CMD ["--help"]
 FROM base AS cpu
 ARG TORCH_INDEX=""
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.10" torchvision \
-    && pip install --no-cache-dir "$(ls /wheels/*.whl)[openvino]"
-USER nobody
+    PIP_INDEX_URL="$TORCH_INDEX" pip install --no-cache-dir "torch>=2.10" "torchvision>=0.25" \
+    && pip install --no-cache-dir "$(ls /wheels/*.whl)[openvino,stream]"
+USER 65534
 
 FROM base AS cuda
 RUN --mount=from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir "$(ls /wheels/*.whl)[tensorrt,openvino,stream]"
-USER nobody
+USER 65534
