@@ -14,7 +14,8 @@ from nlzoo.files import offline
 from nlzoo.folded import FoldedNetwork
 from nlzoo.insert import runs_children
 from nlzoo.names import check_choice, nearest
-from nlzoo.preprocessing import Normalize, Preprocessing
+from nlzoo.network import set_preprocessing
+from nlzoo.preprocessing import Preprocessing
 from nlzoo.residual import residual_branches
 
 TOKENS = (
@@ -41,8 +42,7 @@ def image_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Mo
         OSError: the weights cannot be downloaded.
     """
     model = _create(name, pretrained, options)
-    model.preprocessing = preprocessing_of(model)
-    model.normalize = Normalize(model.preprocessing.mean, model.preprocessing.std)
+    set_preprocessing(model, preprocessing_of(model))
     model.register_forward_pre_hook(_normalize)
     return model
 

@@ -19,8 +19,8 @@ from nlzoo.image import image_model, places_for
 from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice, nearest
-from nlzoo.network import Network
-from nlzoo.preprocessing import Normalize, Preprocessing
+from nlzoo.network import Network, set_preprocessing
+from nlzoo.preprocessing import Preprocessing
 from nlzoo.registry import (
     DETECTORS,
     IMAGE,
@@ -314,11 +314,10 @@ def _set_preprocessing(
         saved = Preprocessing.from_dict(file.spec["preprocessing"])
         other = bool(saved.frames) != bool(seen.frames)  # of images, and it is for clips
         seen = replace(saved, frames=seen.frames, stride=seen.stride) if other else saved
-        model.normalize = Normalize(seen.mean, seen.std)
     pre = replace(given or seen, mean=seen.mean, std=seen.std)
     if pre.classes and len(pre.classes) != model.num_classes:
         pre = replace(pre, classes=())
-    model.preprocessing = pre
+    set_preprocessing(model, pre)
 
 
 def _blocks_as_trained(

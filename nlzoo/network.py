@@ -32,8 +32,7 @@ class Network(nn.Module):
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.preprocessing = preprocessing
-        self.normalize = Normalize(preprocessing.mean, preprocessing.std)
+        set_preprocessing(self, preprocessing)
 
     @property
     def device(self) -> torch.device:
@@ -60,3 +59,9 @@ class Network(nn.Module):
             nn.init.normal_(projection.weight, std=0.01)
             nn.init.zeros_(projection.bias)
         self.set_submodule(self.projection, projection)
+
+
+def set_preprocessing(model: Any, seen: Preprocessing) -> None:
+    """Say what input a network expects; its first step, `normalize`, follows from it."""
+    model.preprocessing = seen
+    model.normalize = Normalize(seen.mean, seen.std)

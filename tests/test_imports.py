@@ -60,7 +60,7 @@ ONLY = {
         "version",
         "video",
     },
-    "image": {"files", "names", "preprocessing", "folded", "residual", "insert"},
+    "image": {"files", "names", "network", "preprocessing", "folded", "residual", "insert"},
     "program": {"names"},
     "run": {"files", "program", "version"},
 }

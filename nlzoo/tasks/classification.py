@@ -14,8 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from nlzoo.models import create_model
-from nlzoo.network import Network
-from nlzoo.preprocessing import Normalize, Preprocessing
+from nlzoo.network import Network, set_preprocessing
+from nlzoo.preprocessing import Preprocessing
 from nlzoo.registry import places_of
 from nlzoo.tasks.optim import blocks_of, freeze, host_norms
 from nlzoo.tasks.recompute import recompute_
@@ -269,8 +269,7 @@ def _network(
         raise ValueError(f"{model} watches videos, the data are images: give timm/NAME")
     if not own.frames and wishes.get("frames"):
         raise ValueError(f"{model} sees images, the data are videos: give c2d/NAME or tsm/NAME")
-    made.preprocessing = agreed = Preprocessing.from_dict(own.to_dict() | wishes)
-    made.normalize = Normalize(agreed.mean, agreed.std)
+    set_preprocessing(made, Preprocessing.from_dict(own.to_dict() | wishes))
     return made
 
 
