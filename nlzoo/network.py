@@ -23,6 +23,8 @@ class Network(nn.Module):
         forward_head: map -> (B, K), or (B, C) with `pre_logits`.
     """
 
+    preprocessing: Preprocessing
+    normalize: Normalize
     spec: dict[str, Any]
     num_classes: int
     num_features: int

@@ -22,7 +22,7 @@ LAYERS = [
     {"video", "image", "cifar"},
     {"inflate", "slowfast", "detection"},
     {"registry"},
-    {"detectors"},
+    {"detectors", "assemble"},
     {"models"},
     {"explain"},
     {"tasks", "data", "weights.verify", "weights.inspect"},
