@@ -15,7 +15,7 @@ from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice
 from nlzoo.network import Network, set_preprocessing
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.registry import DETECTORS, MODELS, is_timm, places_of, timm_builder
+from nlzoo.registry import DETECTORS, MODELS, is_timm, options_of, places_of, timm_builder
 from nlzoo.video import VideoResNet
 from nlzoo.weights.blocks import facts_of
 from nlzoo.weights.hosts import HOSTS
@@ -203,8 +203,7 @@ def _speaks(dialect: str, other: str) -> bool:
 
 
 def _insert(model: Network, name: str, non_local: str | dict[str, Any] | None) -> None:
-    options = {} if isinstance(non_local, str) else dict(non_local or {})
-    options.pop("places", None)
+    options = options_of(non_local)
     places = places_of(name, non_local)
     if not places and non_local is None:
         return

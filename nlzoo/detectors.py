@@ -1,36 +1,21 @@
 """Detectors by name: their weights, published, of ImageNet or their own, and their blocks."""
 
-import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
-
 from nlzoo.detection import detector, insert_into_detector
 from nlzoo.names import check_choice
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.registry import DETECTORS, base_of, places_of
-from nlzoo.weights.hosts import BLOCK
-from nlzoo.weights.load import FreshHead, WeightFile, check_fits, read_weights
+from nlzoo.registry import DETECTORS, base_of, options_of, places_of
+from nlzoo.weights.load import FreshHead, WeightFile, check_fits, read_weights, without_blocks
+from nlzoo.weights.torchvision import OF_CLASSES, of_names, renamed, seen_arch, seen_sizes
 from nlzoo.weights.zoo import fetch_entry, find
 
 PUBLISHED = "coco_v1_torchvision"
-COCO = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # rows of its classifiers
-OF_CLASSES = re.compile(
-    r"roi_heads\.(box_predictor|mask_predictor\.mask_fcn_logits|keypoint_predictor)\."
-)
 FACTS = ("classes", "category_ids", "keypoints", "skeleton", "flip", "sigmas")  # of data
-RENAMED = (  # what files have from before torchvision 0.13, and it renames itself
-    (r"(backbone\.fpn\.\w+_blocks\.\d+)\.(weight|bias)", r"\1.0.\2"),
-    (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
-    (r"(roi_heads\.mask_head)\.mask_fcn(\d)\.", lambda m: f"{m[1]}.{int(m[2]) - 1}.0."),
-)
 
 
 def create_detector(
@@ -52,12 +37,13 @@ def create_detector(
     on_imagenet = str(pretrained).startswith("timm/")
     file = None if on_imagenet else _file(name, pretrained or tag)
     saved = file.spec.get("model", {}) if file else {}
-    arch = {**_seen_arch(file), **(saved.get("arch") or {}), **arch}
+    foreign = file.state if file and not file.spec else {}
+    arch = {**seen_arch(foreign), **(saved.get("arch") or {}), **arch}
     _check_arch(arch)
     non_local = saved.get("non_local") if non_local is None else non_local
     kept = Preprocessing.from_dict(file.spec["preprocessing"]) if saved and file else None
     seen = preprocessing or kept or Preprocessing()
-    sizes = _sizes(file)
+    sizes = seen_sizes(file.state) if file else {}
     if classes := num_classes or len(seen.classes):
         sizes["num_classes"] = classes
     if seen.keypoints:
@@ -87,34 +73,7 @@ def _file(name: str, given: bool | str | Path) -> WeightFile | None:
     file = read_weights(path, clips=False)
     if file.spec.get("model", {}).get("name") in DETECTORS:
         return file
-    state = {_renamed(key): tensor for key, tensor in file.state.items()}
-    if not any(key.startswith("backbone.") for key in state):
-        state = {f"backbone.body.{k}": t for k, t in state.items() if not k.startswith("fc.")}
-    return replace(file, state=state, spec={})
-
-
-def _renamed(key: str) -> str:
-    for old, new in RENAMED:
-        key = re.sub(old, new, key)
-    return key
-
-
-def _seen_arch(file: WeightFile | None) -> dict[str, Any]:
-    """Torchvision's own files of version 1 were trained with frozen norms of eps 0."""
-    own = file is not None and not file.spec and "rpn.head.conv.0.0.weight" in file.state
-    second = own and file is not None and "rpn.head.conv.1.0.weight" in file.state
-    return {"eps": 0.0} if own and not second else {}
-
-
-def _sizes(file: WeightFile | None) -> dict[str, Any]:
-    """Classes and keypoints that a file has."""
-    state = file.state if file else {}
-    found = {}
-    if (weight := state.get("roi_heads.box_predictor.cls_score.weight")) is not None:
-        found["num_classes"] = weight.shape[0] - 1
-    if (weight := state.get("roi_heads.keypoint_predictor.kps_score_lowres.weight")) is not None:
-        found["keypoints"] = weight.shape[1]
-    return found
+    return replace(file, state=renamed(file.state), spec={})
 
 
 def _tagged(backbone: str, timm_name: str) -> str:
@@ -124,11 +83,9 @@ def _tagged(backbone: str, timm_name: str) -> str:
 
 
 def _insert(model: Any, name: str, non_local: str | dict[str, Any] | None) -> None:
-    options = {} if isinstance(non_local, str) else dict(non_local or {})
-    options.pop("places", None)
     if places := places_of(name, non_local):
         words = places if isinstance(places, str) else " ".join(places)
-        insert_into_detector(model, words, **options)
+        insert_into_detector(model, words, **options_of(non_local))
 
 
 def _load(model: Any, file: WeightFile) -> None:
@@ -138,7 +95,7 @@ def _load(model: Any, file: WeightFile) -> None:
     wanted = dict(own)
     if not any(key.startswith("rpn.") for key in state):  # of a backbone alone
         wanted = {key: t for key, t in own.items() if key.startswith("backbone.body.")}
-    state = _of_names(state, model.preprocessing.classes)
+    state = of_names(state, model.preprocessing.classes)
     other = [
         k for k in state if OF_CLASSES.match(k) and k in own and state[k].shape != own[k].shape
     ]
@@ -146,26 +103,8 @@ def _load(model: Any, file: WeightFile) -> None:
         warnings.warn(f"{file.path}: the classifier starts fresh", FreshHead, stacklevel=4)
     for key in other:
         del state[key], wanted[key]
-    if not any(BLOCK in key for key in state) and any(BLOCK in key for key in wanted):
-        warnings.warn(f"{file.path} has no non-local blocks: they start fresh", stacklevel=4)
-        wanted = {key: t for key, t in wanted.items() if BLOCK not in key}
-    check_fits(state, wanted, file.path)
+    check_fits(state, without_blocks(state, wanted, file.path), file.path)
     model.load_state_dict(state, strict=False)
-
-
-def _of_names(state: dict[str, Tensor], classes: Sequence[str]) -> dict[str, Tensor]:
-    """Torchvision's 91 rows of each classifier, in the order of these classes, if they are COCO's.
-
-    Its labels are the ids that COCO's files have, ten of which no class has.
-    """
-    rows = state.get("roi_heads.box_predictor.cls_score.weight", torch.empty(0)).shape[0]
-    if rows != len(COCO) or not classes or not set(classes) <= set(COCO):
-        return state
-    index = torch.tensor([0, *map(COCO.index, classes)])
-    return {
-        key: t.unflatten(0, (rows, -1))[index].flatten(0, 1) if OF_CLASSES.match(key) else t
-        for key, t in state.items()
-    }
 
 
 def _check_arch(arch: dict[str, Any]) -> None:

@@ -120,3 +120,9 @@ def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[s
     own = PLACES.get(name) or DETECTOR_PLACES.get(name, "")
     places: str | list[str] = (non_local or {}).get("places") or own
     return places
+
+
+def options_of(non_local: str | dict[str, Any] | None) -> dict[str, Any]:
+    """How it makes them: arguments of `NonLocalBlock`."""
+    given = non_local if isinstance(non_local, dict) else {}
+    return {key: value for key, value in given.items() if key != "places"}

@@ -83,7 +83,7 @@ OTHERS = {
     },
     "timm": {"image", "detection", "weights.verify", "tasks", "data.augment"},
     "pytorchvideo": {"video"},
-    "torchvision": {"detection", "detectors", "tasks", "data", "watch", "detect", "export"},
+    "torchvision": {"detection", "weights.torchvision", "tasks", "data", "watch", "detect", "export"},
     "av": {"data.decode", "data.prepare"},
     "torchcodec": {"data.decode"},
     "faster_coco_eval": {"shapes", "tasks", "data"},

@@ -155,12 +155,20 @@ def fit_to(
     elif fresh_head and (not there or classes not in (None, model.num_classes)):
         warnings.warn(f"{weights.path}: the classifier starts fresh", FreshHead, stacklevel=4)
         state, wanted = _without(state, head), _without(wanted, head)
-    missing = any(BLOCK in k for k in wanted) and not any(BLOCK in k for k in state)
-    if missing and fresh_blocks:
-        warnings.warn(f"{weights.path} has no non-local blocks: they start fresh", stacklevel=4)
-        wanted = {k: v for k, v in wanted.items() if BLOCK not in k}
+    if fresh_blocks:
+        wanted = without_blocks(state, wanted, weights.path)
     check_fits(state, wanted, weights.path, weights.names)
     return state
+
+
+def without_blocks(
+    state: Mapping[str, Tensor], wanted: dict[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """What a model wants of a file that has no blocks: none; that they start fresh is a warning."""
+    if any(BLOCK in k for k in state) or not any(BLOCK in k for k in wanted):
+        return wanted
+    warnings.warn(f"{path} has no non-local blocks: they start fresh", stacklevel=5)
+    return {k: v for k, v in wanted.items() if BLOCK not in k}
 
 
 def check_fits(
