@@ -55,9 +55,8 @@ def overview() -> str:
 
 def refuse(argv: Sequence[str]) -> None:
     """Say which programs there are."""
-    names = [*PROGRAMS, "completion"]
-    close = nearest(argv[0], names)
-    raise ValueError(f"unknown program {argv[0]!r}{close}; all: {', '.join(names)}")
+    close = nearest(argv[0], [*PROGRAMS, "completion"])
+    raise ValueError(f"unknown program {argv[0]!r}{close}")
 
 
 def complete(argv: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import logging
+import os
 import pydoc
 import re
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from nlzoo.cluster import OneRecipe, Requeue
@@ -76,8 +78,7 @@ def read_recipe(name: str) -> dict[str, Any]:
     if not path.is_file():
         stem, there = path.name.removesuffix(".yaml"), recipe_names()
         if stem not in (*there, *SAMPLES):
-            close = nearest(stem, there)
-            raise FileNotFoundError(f"no recipe {name!r}{close}; there are {', '.join(there)}")
+            raise FileNotFoundError(f"no recipe {name!r}{nearest(stem, there, len(there))}")
         path = Path(str(resources.files("nlzoo.recipes") / f"{stem}.yaml"))
     return _parse(read_text(path), str(path))
 
@@ -150,7 +151,7 @@ def parse(
     merged = base or {}
     for name in names:
         merged = merge(merged, read_recipe(name))
-    if "--sample" in rest:
+    if merged and "--sample" in rest:
         merged = lay_sample(merged)
     merged = merge(merged, nested) if merged else merged
     if asks_for_help(rest):
@@ -264,9 +265,21 @@ def build(
     if options["logger"] is None:  # Lightning would begin the events before data are looked at
         options["logger"], folder.events = False, True
     try:
-        return task, data, Trainer(**options)
+        made = Trainer(**options)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
+    check_devices(made)
+    return task, data, made
+
+
+def check_devices(trainer: Trainer) -> None:
+    """Raise ValueError for more processes than a CPU has cores: they would fill its memory."""
+    cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise ValueError(
+            f"trainer.devices = {trainer.num_devices}: each is a process, and there are {cores} "
+            f"cores and no GPU; give {cores} or less"
+        )
 
 
 def _listed(given: Any) -> list[Any]:

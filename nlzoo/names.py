@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def nearest(word: object, choices: Iterable[str]) -> str:
-    """`; did you mean 'a' or 'b'?` or, where nothing is near, `; there are a, b, c`."""
+def nearest(word: object, choices: Iterable[str], most: int = 12) -> str:
+    """`; did you mean 'a' or 'b'?` or, where nothing is near, `; there are a, b, c` (`most`)."""
     choices = list(dict.fromkeys(choices))
     if close := get_close_matches(str(word), choices, 3, 0.5):
         return f"; did you mean {' or '.join(map(repr, close))}?"
-    more = ", ..." if len(choices) > 12 else ""
-    return f"; there are {', '.join(choices[:12])}{more}"
+    more = ", ..." if len(choices) > most else ""
+    return f"; there are {', '.join(choices[:most])}{more}"
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:

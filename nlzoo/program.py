@@ -1,5 +1,6 @@
 """What every program does with bad input: one line, exit code 2, no traceback."""
 
+import errno
 import os
 import re
 import sys
@@ -19,6 +20,14 @@ from jsonargparse import (
 from nlzoo.names import nearest
 
 Subcommands = Mapping[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None]]]
+REMEDIES = {  # of what a system says
+    errno.ENOENT: "; check the path",
+    errno.EEXIST: "; it is a file: name a folder",
+    errno.ENOTDIR: "; a file is where a folder is needed",
+    errno.EACCES: "; name another place, or ask for the right to it",
+    errno.EROFS: "; name another place",
+    errno.ENOSPC: "; free some space, or name another place",
+}
 EXPECTED = ValueError, OSError, RuntimeError, TypeError, FloatingPointError, ArgumentError
 
 
@@ -139,7 +148,8 @@ def one_line(error: BaseException) -> str:
     if "Original Traceback" in text:  # a DataLoader worker's error, raised again
         text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
     if isinstance(error, OSError) and error.strerror and error.filename:
-        text = f"{error.strerror}: {error.filename}"
+        remedy = REMEDIES.get(error.errno or 0, "")
+        text = f"{error.strerror}: {error.filename}{remedy}"
     return " ".join(text.split())
 
 

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from nlzoo import cli
+from nlzoo.registry import VIDEO, base_of, places_of
 
-RECIPES = ("i3d_nl_kinetics", "i3d_kinetics", "c2d_kinetics", "c2d_nl_kinetics", "videos_finetune")
 CHARADES = "i3d_nl_charades"
 
 
@@ -18,7 +18,7 @@ def test_merge_goes_key_by_key():
     assert merged == {"a": {"b": 3, "c": 2}, "d": [4]}
 
 
-@pytest.mark.parametrize("name", [*RECIPES, CHARADES])
+@pytest.mark.parametrize("name", cli.recipe_names())
 def test_recipes_parse_by_name_and_path(name):
     config = parse("--recipe", name)
     assert config == parse("--recipe", f"recipes/{name}.yaml")
@@ -71,14 +71,20 @@ def test_effective_recipe_parses_to_the_same(tmp_path):
     assert yaml.safe_load(path.read_text())["seed"] == 3
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_sample_keeps_kind_depth_and_blocks(name):
-    plain = yaml.safe_load(cli.recipe_text(parse("--recipe", name)))
-    sample = cli.read_recipe("_video_sample")
-    assert "model" not in sample["task"]["init_args"]
-    assert sample["task"]["init_args"]["non_local"] == {"zero_init": False}
-    assert sample["task"]["init_args"]["arch"].keys() == {"width", "geometry", "dropout"}
-    assert plain["task"]["init_args"]["model"]
+@pytest.mark.parametrize("name", cli.recipe_names())
+def test_the_sample_keeps_kind_depth_and_places(name, tmp_path, monkeypatch):
+    for make in ("make_sample", "make_images", "make_actions", "make_coco"):
+        monkeypatch.setattr(cli, make, lambda: tmp_path)
+    plain, sample = parse("--recipe", name), parse("--recipe", name, "--sample")
+    assert sample.data.init_args.path == str(tmp_path)
+    for section in ("task", "data"):
+        assert sample[section].class_path == plain[section].class_path
+    networks = [one.task.init_args for one in (plain, sample)]
+    places = [places_of(network.model, network.non_local) for network in networks]
+    assert bool(places[0]) == bool(places[1])
+    if base_of(networks[0].model) in VIDEO:
+        assert networks[0].model == networks[1].model
+        assert places[0] == places[1]
 
 
 def test_the_sample_of_charades_keeps_depth_blocks_and_groups(tmp_path, monkeypatch):
@@ -95,6 +101,8 @@ def test_the_sample_of_charades_keeps_depth_blocks_and_groups(tmp_path, monkeypa
     ("argv", "message"),
     [
         ((), "no recipe: --recipe NAME, one of c2d_kinetics"),
+        (("--sample",), "no recipe: --recipe NAME, one of c2d_kinetics"),
+        (("--recipe", "zzz"), "no recipe 'zzz'; there are c2d_kinetics, .*, videos_timm_finetune$"),
         (("--recipe", "i3d_nl_kinetic"), "did you mean 'i3d_nl_kinetics'"),
         (("--recipe", "i3d_kinetics", "--task.lrr", "1"), "unknown key 'lrr'; did you mean 'lr'"),
         (("--recipe", "i3d_kinetics", "--data.batchsize", "1"), "did you mean 'batch_size'"),
@@ -113,6 +121,14 @@ def test_wrong_options_are_named(argv, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message.replace("(", r"\(")) as error:
         parse(*argv)
     assert "\n" not in str(error.value)
+
+
+def test_a_cpu_is_not_flooded_with_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli.os, "cpu_count", lambda: 2)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    cli.check_devices(cli.Trainer(devices=2, **options))
+    with pytest.raises(ValueError, match=r"devices = 99: .* 2 cores and no GPU; give 2"):
+        cli.check_devices(cli.Trainer(devices=99, **options))
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_bad_arguments_end_in_one_line_and_code_2(source, tmp_path, capsys):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "file").touch()
     for argv, message in [
-        ((tmp_path / "absent", tmp_path / "fast"), "no data folder"),
+        ((tmp_path / "absent", tmp_path / "fast"), "no folder"),
         ((tmp_path / "nothing", tmp_path / "fast"), "holds no video file"),
         ((source, source / "fast"), "is inside"),
         ((source, tmp_path / "file"), "file"),

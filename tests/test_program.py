@@ -30,7 +30,12 @@ def test_debug_shows_the_traceback(monkeypatch):
 def test_os_errors_name_the_file(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         (tmp_path / "none").read_text()
-    assert program.one_line(error.value) == f"No such file or directory: {tmp_path / 'none'}"
+    text = f"No such file or directory: {tmp_path / 'none'}; check the path"
+    assert program.one_line(error.value) == text
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError) as error:
+        (tmp_path / "file").mkdir(exist_ok=True)
+    assert program.one_line(error.value).endswith("file; it is a file: name a folder")
 
 
 def test_help_shows_defaults():

@@ -188,6 +188,8 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Exit code 1 where files are damaged: see DEST/bad_files.txt."""
     given = parse_options(parser(), argv)
+    if not given.source.is_dir():
+        raise FileNotFoundError(f"no folder {str(given.source)!r}: name one of videos and lists")
     if min(given.size, given.gop, given.workers) < 1 or not 0 <= given.crf <= 51:
         raise ValueError("--size, --gop and --workers start at 1; --crf is 0 to 51")
     try:

@@ -178,6 +178,8 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Says what is missing, and what to do next."""
     given = parse_options(parser(), argv)
+    if not given.source.is_dir():
+        raise FileNotFoundError(f"no folder {str(given.source)!r}: name one of videos and lists")
     splits = given.splits.split(",")
     if not all(split.isidentifier() for split in splits):
         raise ValueError(f"--splits {given.splits!r}: expected names, as in train,val,test")

@@ -161,7 +161,7 @@ def show_verification(options: Namespace) -> None:
         try:
             errors.append(verify(read_golden(path)))
         except ValueError as error:
-            failed = f"{path}: {error}"
+            failed = str(error) if path in str(error) else f"{path}: {error}"
             sys.stderr.write(f"nlzoo: {failed}\n" if options.goldens[1:] else "")
             continue
         verdict = "" if errors[-1] <= LIMIT else ": WRONG"
