@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from nlzoo.folded import FoldedNetwork
+from nlzoo.folded import FoldedNetwork, host_of
 from nlzoo.image import places_for
 from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
@@ -212,9 +212,8 @@ def _insert(model: Network, name: str, non_local: str | dict[str, Any] | None) -
             f"{name} with non_local={non_local!r} has no place for a block; name places, as in "
             '"res3:1,3 res4:1,3,5", or leave non_local out'
         )
-    host = model.backbone if isinstance(model, FoldedNetwork) else model
     if is_timm(name):
-        places = places_for(host, places if isinstance(places, str) else " ".join(places))
+        places = places_for(host_of(model), places if isinstance(places, str) else " ".join(places))
     tokens = places.split() if isinstance(places, str) else places
     stages = {k: options.pop(k) for k, v in list(options.items()) if isinstance(v, dict)}
     for stage in stages:

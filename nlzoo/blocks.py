@@ -17,6 +17,7 @@ Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 EXTENTS: tuple[Extent, ...] = ("spacetime", "space", "time")
 CONVS: dict[int, type[Conv]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CHILD = "non_local"  # the name of a block inside the module that it follows
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 

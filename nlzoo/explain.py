@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, Rectangle
 from torch import Tensor, nn
 
-from nlzoo.blocks import NonLocalBlock
+from nlzoo.blocks import CHILD, NonLocalBlock
 from nlzoo.files import whole_file
 from nlzoo.insert import evaluating
 
@@ -73,7 +73,7 @@ def look(model: nn.Module, clip: Tensor, at: Point | None = None) -> list[Look]:
     looks: list[Look] = []
 
     def record(name: str) -> Any:
-        place = name.removesuffix(".non_local")
+        place = name.removesuffix(f".{CHILD}")
         return lambda block, inputs: looks.append(_look(place, block, inputs[0], at, size))
 
     handles = [m.register_forward_pre_hook(record(n)) for n, m in blocks.items()]

@@ -92,3 +92,8 @@ class FoldedNetwork(Network):
         """Start the backbone's afresh; 0 removes it."""
         self.num_classes = num_classes
         self.backbone.reset_classifier(num_classes)
+
+
+def host_of(model: nn.Module) -> Any:
+    """The network whose names are those of places: of a `FoldedNetwork` its backbone."""
+    return model.backbone if isinstance(model, FoldedNetwork) else model

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from nlzoo.insert import CHILD
+from nlzoo.blocks import CHILD
 from nlzoo.network import Network
 
 

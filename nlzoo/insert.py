@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from nlzoo.blocks import NonLocalBlock
-from nlzoo.folded import FoldedNetwork
+from nlzoo.blocks import CHILD, NonLocalBlock
+from nlzoo.folded import FoldedNetwork, host_of
 from nlzoo.names import check_choice, nearest
-
-CHILD = "non_local"  # the name of a block inside its place
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class InsertionReport:
         inner = _unwrap(self.model)
         with evaluating(inner), torch.no_grad():
             with_blocks = tree_leaves(inner(*_arguments(example)))
-            with _bypassed(_host(inner), [b.place for b in self.blocks]):
+            with _bypassed(host_of(inner), [b.place for b in self.blocks]):
                 without = tree_leaves(inner(*_arguments(example)))
         for a, b in zip(with_blocks, without, strict=True):
             if isinstance(a, Tensor) and not torch.equal(a, b):
@@ -109,7 +107,7 @@ def insert_non_local(
             block arguments.
     """
     inner = _unwrap(model)
-    host = _host(inner)
+    host = host_of(inner)
     _check_arguments(block)
     names = _resolve(host, places)
     modules = {name: _place(host, name) for name in names}
@@ -140,11 +138,6 @@ def apply_non_local(module: nn.Module, args: Any, output: Tensor) -> Tensor:
 def _unwrap(module: nn.Module) -> nn.Module:
     """The module inside `torch.compile(module)`."""
     return getattr(module, "_orig_mod", module)
-
-
-def _host(model: nn.Module) -> nn.Module:
-    """The network whose names are those of places."""
-    return model.backbone if isinstance(model, FoldedNetwork) else model
 
 
 def _arguments(example: Any) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from nlzoo.blocks import NonLocalBlock
+from nlzoo.folded import host_of
 from nlzoo.names import check_choice
 from nlzoo.network import Network
 
@@ -85,7 +86,7 @@ def parameter_groups(
 
 
 def _layer_scales(model: nn.Module, layer_decay: float) -> dict[nn.Parameter, float]:
-    host: Any = getattr(model, "backbone", model)
+    host = host_of(model)
     if not hasattr(host, "group_matcher"):
         raise ValueError(f"layer_decay: {type(model).__name__} is no network of timm's; leave it 1")
     groups = timm.optim.param_groups_layer_decay(host, layer_decay=layer_decay)

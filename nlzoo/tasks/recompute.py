@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nlzoo.folded import FoldedNetwork
+from nlzoo.folded import host_of
 from nlzoo.names import nearest
 
 Context = AbstractContextManager[Any]
@@ -28,7 +28,7 @@ def recompute_(model: nn.Module, stages: Sequence[str]) -> None:
     Raises:
         ValueError: no such submodule (names the nearest), or one that is no `nn.Sequential`.
     """
-    host = model.backbone if isinstance(model, FoldedNetwork) else model
+    host = host_of(model)
     sequences = {name: m for name, m in host.named_modules() if isinstance(m, nn.Sequential)}
     for name in stages:
         if name not in sequences:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nlzoo.blocks import CHILD
 from nlzoo.weights.blocks import (
     DIALECTS,
     NOTHING,
@@ -18,7 +19,7 @@ from nlzoo.weights.blocks import (
 SHORT = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var", "w": "weight"}
 FAST = r"(?P<fast>t_)?"  # the fast pathway of two, in Caffe2's names
 STAGE = "{fast}res{s}.{i}.branch"
-BLOCK = ".non_local."
+BLOCK = f".{CHILD}."
 
 
 @dataclass(frozen=True)
@@ -257,7 +258,7 @@ def _shaped(tensor: Tensor, own: str) -> Tensor:
 
 def places_in(state: Mapping[str, Tensor]) -> str:
     """Where the blocks of renamed tensors are: `res3:1,3 res4:1,3,5`."""
-    found = {k.partition(".non_local.")[0] for k in state if ".non_local." in k}
+    found = {k.partition(BLOCK)[0] for k in state if BLOCK in k}
     by_stage: dict[str, list[int]] = {}
     for place in sorted(found):
         stage, _, index = place.rpartition(".")

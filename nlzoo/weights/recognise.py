@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nlzoo.geometry import DEPTHS, KINDS, Kind
 from nlzoo.weights.blocks import DIALECTS, own_block_name
-from nlzoo.weights.hosts import places_in
+from nlzoo.weights.hosts import BLOCK, places_in
 
 CONTAINERS = (
     *("state_dict", "model_state", "model_state_dict", "blobs", "model", "network", "net"),
@@ -92,7 +92,7 @@ def read_architecture(state: Mapping[str, Tensor], shifted: bool = False) -> Arc
     head = state.get("head.proj.weight")
     places = places_in(state)
     normed, embedded = (
-        any(k.endswith(f"non_local.{part}.weight") for k in state) for part in ("norm", "theta")
+        any(k.endswith(f"{BLOCK}{part}.weight") for k in state) for part in ("norm", "theta")
     )
     classes = 0 if head is None else len(head)
     return Architecture(kind, depth, places, classes, arch, normed, embedded)
