@@ -55,7 +55,7 @@ def short(text: str) -> str:
 def make_log(trt: Any) -> Any:
     """A logger that keeps errors in its list `errors`, and nothing else."""
 
-    class Log(trt.ILogger):
+    class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

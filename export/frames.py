@@ -6,7 +6,7 @@ blocks do by moving a tensor once, or not at all.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class Frames:
         cls, function: Callable[..., Tensor], types: Any, args: Any = (), kwargs: Any = None
     ) -> "Frames":
         if function not in ALIKE:
-            return NotImplemented
+            return cast(Frames, NotImplemented)  # Python's own word for it
         x, *others = args
         return cls(function(x.data, *others, **kwargs or {}), x.size, x.rows)
 

@@ -35,7 +35,7 @@ class AnySizeHead(nn.Module):
     def forward(self, x: Tensor, multilabel: bool = False) -> Tensor:
         """(B, C, T, H, W) -> (B, K)."""
         if self.average == "map":
-            logits = self.proj(x.mean((2, 3, 4))).float()
+            logits: Tensor = self.proj(x.mean((2, 3, 4))).float()
             return logits if multilabel else logits.log_softmax(-1)
         x = F.avg_pool2d(x.mean(2), WINDOW, stride=1).flatten(2).transpose(1, 2)
         logits = self.proj(x).float()
@@ -46,6 +46,13 @@ class AnySizeHead(nn.Module):
         if self.average == "logits":
             return logits.mean(1).log_softmax(-1)
         return logits.log_softmax(-1).logsumexp(1).log_softmax(-1)
+
+
+def set_routes(model: nn.Module) -> None:
+    """Blocks compute as exporters can follow, whatever their sizes; in place."""
+    for module in model.modules():
+        if isinstance(module, NonLocalBlock):
+            module.route = "fast" if module.form == "dot_product" else "definition"
 
 
 class Graph(nn.Module):
@@ -71,11 +78,10 @@ class Graph(nn.Module):
     ) -> None:
         super().__init__()
         self.model = deepcopy(model).eval()
+        set_routes(self.model)
         for module in self.model.modules():
-            if isinstance(module, NonLocalBlock):
-                module.route = "fast" if module.form == "dot_product" else "definition"
-                if module.form in SOFTMAX and not islands:
-                    module._pairwise = partial(_attention, module.scale)  # type: ignore[method-assign]
+            if isinstance(module, NonLocalBlock) and module.form in SOFTMAX and not islands:
+                module._pairwise = partial(_attention, module.scale)  # type: ignore[method-assign]
             elif isinstance(module, SpaceConv3d | TimeConv3d):  # others have kernels for Conv3d
                 module.__class__ = nn.Conv3d  # type: ignore[assignment]
         self.normalize: nn.Module = nn.Identity()

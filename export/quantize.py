@@ -75,7 +75,7 @@ def quantize(
         onnx.checker.check_model(str(part), full_check=True)
 
 
-class _Calibration(CalibrationDataReader):
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]
     """Clips as the file's input."""
 
     def __init__(self, spec: Spec, clips: Iterator[Tensor | dict[str, Tensor]]) -> None:

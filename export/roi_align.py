@@ -63,7 +63,7 @@ class RoIAlign(nn.Module):
     def _levels(self, boxes: Tensor) -> Tensor:
         """Equation (1) of "Feature Pyramid Networks", arXiv 1612.03144: from 0, for P2."""
         side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-        level = (self.level + torch.log2(side / self.side) + 1e-6).floor()
+        level: Tensor = (self.level + torch.log2(side / self.side) + 1e-6).floor()
         return level.clamp(FINEST, COARSEST).long() - FINEST  # of an empty box: log2(0) is -inf
 
     def _axis(self, start: Tensor, end: Tensor, size: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
-from nlzoo.program import add_subcommands, make_parser, nearest, parse_options, run
+from nlzoo.names import nearest
+from nlzoo.program import add_subcommands, make_parser, parse_options, run
 from nlzoo.version import __version__
 
 PROGRAMS = {

@@ -30,7 +30,8 @@ from nlzoo.data.sample_coco import make_coco
 from nlzoo.data.sample_images import make_images
 from nlzoo.files import read_text
 from nlzoo.gradients import Gradients
-from nlzoo.program import asks_for_help, make_parser, nearest, parse_options
+from nlzoo.names import nearest
+from nlzoo.program import asks_for_help, make_parser, parse_options
 from nlzoo.run import LAST, RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.classification import Classification
 from nlzoo.tasks.detection import Detection

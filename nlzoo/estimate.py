@@ -107,7 +107,7 @@ class _Live(TorchDispatchMode):
     """Bytes of all storages that are alive, and the most there were."""
 
     def __init__(self, there: Sequence[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
         for tensor in there:

@@ -63,7 +63,9 @@ def create_model(
         OSError: a download failed.
     """
     if name.partition(".")[0] in DETECTORS:
-        return create_detector(name, pretrained, num_classes, non_local, preprocessing, arch)
+        detector: Network
+        detector = create_detector(name, pretrained, num_classes, non_local, preprocessing, arch)
+        return detector
     if is_timm(name):
         there = pretrained is True or not pretrained or str(pretrained).startswith("timm/")
         given = pretrained if there else read_weights(str(pretrained), clips=False)

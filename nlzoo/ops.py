@@ -118,7 +118,8 @@ def embedded_gaussian(
             seen = None if mask is None else mask.unsqueeze(1)
             return F.scaled_dot_product_attention(q, k, v, seen, scale=scale).squeeze(1)
         # views, as the compiler refuses one tensor in two arguments (x = x_hat)
-        return _ChunkedSoftmax.apply(theta, phi.view_as(phi), g.view_as(g), scale)
+        y: Tensor = _ChunkedSoftmax.apply(theta, phi.view_as(phi), g.view_as(g), scale)
+        return y
 
 
 def gaussian(

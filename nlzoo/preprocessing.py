@@ -78,6 +78,7 @@ class Normalize(nn.Module):
         self.register_buffer("shift", -mean_ / std_, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, *S) -> (B, 3, *S): uint8 normalised, what is no uint8 as it is."""
         if x.dtype != torch.uint8:
             return x
         shape = (-1, *[1] * (x.ndim - 2))

@@ -202,7 +202,7 @@ class VideoFile:
 
     def _scan(self) -> None:
         """List the packets; keep them too, where the file is small."""
-        kept: list[av.Packet] = []
+        kept: list[av.Packet[Any]] = []
         self._packets: list[tuple[int | None, bool]] = []  # time stamp, key frame
         times: list[int | None] = []
         size = 0
@@ -224,7 +224,7 @@ class VideoFile:
         self._times = sorted(known)
         self._index: dict[int | None, int] = {t: i for i, t in enumerate(self._times)}
 
-    def _demux(self) -> Iterator[av.Packet]:
+    def _demux(self) -> Iterator["av.Packet[Any]"]:
         """Whole packets of the stream, in decoding order."""
         for packet in self._container.demux(self._stream):
             if packet.is_corrupt:
@@ -232,11 +232,11 @@ class VideoFile:
             elif packet.size:
                 yield packet
 
-    def _is_hidden(self, packet: av.Packet) -> bool:
+    def _is_hidden(self, packet: "av.Packet[Any]") -> bool:
         """VP8 stores frames that are only referred to in packets of their own."""
         return self._context.name == "vp8" and not memoryview(packet)[0] & 0x10
 
-    def _packets_from(self, first: int) -> Iterator[av.Packet]:
+    def _packets_from(self, first: int) -> Iterator["av.Packet[Any]"]:
         if self._kept:
             return iter(self._kept[first:])
         self._container.close()

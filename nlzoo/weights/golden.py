@@ -89,7 +89,7 @@ def relative_error(golden: dict[str, Any], output: Tensor) -> float:
         wanted = torch.tensor(want, dtype=torch.float64)
         return float((got - wanted).norm() / wanted.norm())
     norm = sqrt(want["sum_of_squares"])
-    errors = [abs(float(got.sum()) - want["sum"]) / (norm * sqrt(size))]
+    errors: list[float] = [abs(float(got.sum()) - want["sum"]) / (norm * sqrt(size))]
     errors.append(abs(float(got.norm()) - norm) / norm)
     for part, values in ((got[:64], want["first64"]), (got[-16:], want["last16"])):
         wanted = torch.tensor(values, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """A golden file's network, loaded through its dialect and run: how far is the output?"""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +147,7 @@ def _network(
         form = non_local.get("form") or form_of_tensors(own)
         options = {"places": places, **facts_of(HOSTS[dialect].spoken, form, non_local)}
     arch = {**(seen.arch if seen else {}), **arch}
-    model: Any = create_model(name, num_classes=classes, non_local=options, **arch)
+    model = cast(VideoResNet, create_model(name, num_classes=classes, non_local=options, **arch))
     check_fits(own, model.state_dict(), f"the file ({dialect})")
     model.load_state_dict(own)
     return model.eval()
@@ -271,6 +271,7 @@ class Frames(nn.Module):
         self.segments = segments
 
     def forward(self, x: Tensor) -> Tensor:
+        """Clips with their frames in the third dimension."""
         if x.ndim == 4:
             x = x.unflatten(0, (-1, self.segments))
         return x.transpose(1, 2)
