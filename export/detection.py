@@ -9,13 +9,12 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from nlzoo.export.graph import DTYPES, fold_norms
+from nlzoo.export.graph import DTYPES, fold_norms, set_routes
 from nlzoo.export.roi_align import RoIAlign, table_of
 from nlzoo.export.suppress import suppress
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from nlzoo.blocks import NonLocalBlock
 from nlzoo.detection import LEVELS
 
 CANDIDATES = 1000  # detections of an image that suppression looks at
@@ -44,9 +43,7 @@ class StaticDetector(nn.Module):
         if min(canvas) < 32 or any(side % 32 for side in canvas):
             raise ValueError(f"a canvas of {canvas[0]} x {canvas[1]} pixels: give multiples of 32")
         self.model = model = deepcopy(model).eval()
-        for module in model.modules():
-            if isinstance(module, NonLocalBlock):
-                module.route = "fast" if module.form == "dot_product" else "definition"
+        set_routes(model)
         self.canvas, self.dtype = canvas, torch.float32
         rpn, heads = model.rpn, model.roi_heads
         shapes = _shapes(model.backbone, canvas)
@@ -120,7 +117,7 @@ class StaticDetector(nn.Module):
         inside = (down.view(1, -1, 1) < height.unsqueeze(1)) & (across < width.unsqueeze(1))
         x = (x - self.mean) / self.std * inside
         if key_mask := getattr(self.model, "key_mask", None):
-            key_mask.sizes, key_mask.canvas = sizes, self.canvas
+            key_mask.remember(sizes, self.canvas)
         maps: dict[str, Tensor] = self.model.backbone(x.to(self.dtype))
         return maps
 

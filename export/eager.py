@@ -37,7 +37,7 @@ class OnCanvas(nn.Module):
             image = image / 255 if image.dtype == torch.uint8 else image
             place[:, :height, :width] = model.transform.normalize(image)[:, :height, :width]
         if key_mask := getattr(model, "key_mask", None):
-            key_mask.sizes, key_mask.canvas = shapes, self.canvas
+            key_mask.remember(shapes, self.canvas)
         maps = model.backbone(x)
         least = heads.score_thresh
         heads.score_thresh = least if self.threshold is None else self.threshold

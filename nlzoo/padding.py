@@ -25,8 +25,12 @@ class KeyMask:
             if isinstance(module, NonLocalBlock):
                 module.register_forward_pre_hook(self._add)
 
+    def remember(self, sizes: list[tuple[int, int]] | Tensor, canvas: tuple[int, int]) -> None:
+        """Images of these heights and widths (B, 2), pixels, lie on the canvas of this pass."""
+        self.sizes, self.canvas = sizes, canvas
+
     def _remember(self, transform: nn.Module, inputs: Any, output: Any) -> None:
-        self.sizes, self.canvas = output[0].image_sizes, output[0].tensors.shape[-2:]
+        self.remember(output[0].image_sizes, output[0].tensors.shape[-2:])
 
     def _forget(self, backbone: nn.Module, inputs: Any, output: Any) -> None:
         self.sizes = []
