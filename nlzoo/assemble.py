@@ -132,7 +132,7 @@ def build_timm(
     arch = (saved.get("arch") or {}) | arch
     non_local = _blocks_as_trained(name, non_local, _blocks_of(saved, name))
     classes = {} if num_classes is None else {"num_classes": num_classes}
-    model: Any = build(timm_name, pretrained=bool(given and not file), **classes, **arch)
+    model: Network = build(timm_name, pretrained=bool(given and not file), **classes, **arch)
     if file and isinstance(model, FoldedNetwork):
         file = file.below("backbone").over_time()
     if file and not classes:

@@ -213,6 +213,7 @@ class NonLocalBlock(nn.Module):
         return torch.stack(torch.unravel_index(seen.flatten(), tuple(shape[2:])), dim=-1)
 
     def extra_repr(self) -> str:
+        """The options, for `repr`."""
         names = ("dims", "form", "inner", "scale", "subsample", "subsample_first", "extent")
         options = [f"{name}={getattr(self, name)!r}" for name in (*names, "groups", "route")]
         return ", ".join([str(self.channels), *options])

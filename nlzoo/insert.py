@@ -132,7 +132,8 @@ def insert_non_local(
 
 def apply_non_local(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     """The forward hook of a place: its output through its block."""
-    return module.get_submodule(CHILD)(output)
+    through: Tensor = module.get_submodule(CHILD)(output)
+    return through
 
 
 def _unwrap(module: nn.Module) -> nn.Module:
