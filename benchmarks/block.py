@@ -9,8 +9,8 @@ At (1, 512, 16, 28, 28), channels-last, keys pooled by (1, 2, 2): N = 12544 quer
 frame, so it does less) and the textbook form. The numbers go to benchmarks/results/block*.json.
 """
 
-import argparse
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from math import log
@@ -34,6 +34,7 @@ from benchmarks.measure import (
     write_json,
 )
 from nlzoo import NonLocalBlock, ops
+from nlzoo.program import make_parser, parse_options, run
 
 SHAPE = (1, 512, 16, 28, 28)
 INNER = 256
@@ -276,13 +277,13 @@ def plot(growth: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Benchmark one non-local block.")
+    parser = make_parser("python -m benchmarks.block", __doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="fp32", choices=tuple(DTYPES))
     parser.add_argument("--compile", action="store_true", help="torch.compile every block")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--render", action="store_true", help="table and plot from the JSON file")
-    args = parser.parse_args()
+    args = parse_options(parser, sys.argv[1:])
     setting = f"{args.device} {args.dtype}" + (" compiled" if args.compile else "")
     name = "block" if setting == "cpu fp32" else "block_" + setting.replace(" ", "_")
     path = RESULTS / f"{name}.json"
@@ -297,4 +298,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

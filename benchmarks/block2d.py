@@ -8,8 +8,8 @@ the least ratios of every run and holds their medians to the bars: two threads o
 noisy, and no run is picked.
 """
 
-import argparse
 import json
+import sys
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -32,6 +32,7 @@ from benchmarks.measure import (
 )
 from nlzoo import NonLocalBlock
 from nlzoo.files import write_whole
+from nlzoo.program import make_parser, parse_options, run
 from nlzoo.weights.blocks import load_block
 
 MAPS = ((1024, 14, 14), (512, 28, 28))
@@ -60,9 +61,9 @@ def measure(shape: tuple[int, ...], layout: str, threads: int, rounds: int) -> l
     x = torch.randn(BATCH, *shape).to(memory_format=LAYOUTS[layout])
     built = {k: b.to(memory_format=LAYOUTS[layout]) for k, b in blocks(shape[0]).items()}
     rows = []
-    for name, run in PASSES.items():
-        leaf = x.clone().requires_grad_(run is forward_backward)
-        seconds = interleaved({k: partial(run, b, leaf) for k, b in built.items()}, rounds)
+    for name, one_pass in PASSES.items():
+        leaf = x.clone().requires_grad_(one_pass is forward_backward)
+        seconds = interleaved({k: partial(one_pass, b, leaf) for k, b in built.items()}, rounds)
         row = {"map": "x".join(map(str, shape)), "layout": layout, "threads": threads, "pass": name}
         row |= {f"{k}, ms": 1e3 * median(v) for k, v in seconds.items()}
         row |= {f"{k}, x": ratio(seconds["timm"], seconds[k]) for k in LEAST}
@@ -99,10 +100,10 @@ def bars(runs: list[dict[str, float]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, write JSON and a rendered table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = make_parser("python -m benchmarks.block2d", __doc__)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
+    options = parse_options(parser, sys.argv[1:])
     facts = machine()
     errors = {channels: relative_error(channels) for channels, *_ in MAPS}
     rows = [
@@ -131,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

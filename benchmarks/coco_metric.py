@@ -3,10 +3,10 @@
 Both start from results in COCO's format, with the annotations loaded, and end with the numbers.
 """
 
-import argparse
 import contextlib
 import io
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from benchmarks.measure import describe, interleaved, machine, median, ratio, table, write_json
+from nlzoo.program import make_parser, parse_options, run
 from nlzoo.tasks.coco_metric import TYPES, numbers, read_truth, score
 
 RESULTS = Path(__file__).parent / "results" / "coco_metric.json"
@@ -111,10 +112,10 @@ def render() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser("python -m benchmarks.coco_metric", __doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--render", action="store_true")
-    options = parser.parse_args()
+    options = parse_options(parser, sys.argv[1:])
     if not options.render:
         rows = [measure(kind, options.rounds) for kind in TYPES]
         write_json(RESULTS, {"machine": machine(), "rows": rows})
@@ -122,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

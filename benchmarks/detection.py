@@ -7,7 +7,6 @@
 The eight images are those with the smallest ids in COCO/annotations/instances_train2017.json.
 """
 
-import argparse
 import csv
 import json
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 from benchmarks.measure import machine, write_json
 from nlzoo.data.sample_coco import make_coco
+from nlzoo.program import make_parser, parse_options, run
 
 RESULT = Path(__file__).parent / "results" / "detection.json"
 RECIPES = {"masks": "mask_rcnn_r50_nl_coco", "keypoints": "keypoint_rcnn_r101_nl_coco"}
@@ -72,20 +72,18 @@ def table(result: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for sample, part in result.items():
-        for seed, run in enumerate(part["runs"]):
-            numbers = (f"{run[key]:.3f}" if key in run else "" for key in NUMBERS)
-            lines.append(f"| {sample} | {seed} | {' | '.join(numbers)} | {run['seconds']:.0f} |")
+        for seed, one in enumerate(part["runs"]):
+            numbers = (f"{one[key]:.3f}" if key in one else "" for key in NUMBERS)
+            lines.append(f"| {sample} | {seed} | {' | '.join(numbers)} | {one['seconds']:.0f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Train, store, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = make_parser("python -m benchmarks.detection", __doc__)
     parser.add_argument("sample", nargs="*", default=[*RECIPES], help="masks, keypoints")
     parser.add_argument("--overfit", metavar="COCO", help="a folder of annotations/ and train2017/")
-    options = parser.parse_args()
+    options = parse_options(parser, sys.argv[1:])
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     if options.overfit:
         runs = {"eight images": [overfit(Path(options.overfit))]}
@@ -100,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

@@ -11,7 +11,6 @@ DATA is ants_bees (train/ and val/ of class folders), or fight_surv (sources.tsv
 `fold`); the weights are those of EfficientNet-Lite0.
 """
 
-import argparse
 import csv
 import json
 import statistics
@@ -28,6 +27,7 @@ import torch
 from torchmetrics.functional.classification import binary_auroc
 
 from benchmarks.measure import describe, machine, table, write_json
+from nlzoo.program import make_parser, parse_options, run
 
 RESULTS = Path(__file__).parent / "results"
 NAME = "tf_efficientnet_lite0.in1k"
@@ -129,14 +129,12 @@ def render(kind: str, result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Train, store, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = make_parser("python -m benchmarks.finetune", __doc__)
     parser.add_argument("kind", choices=sorted(ROWS))
     parser.add_argument("data", nargs="?", default="")
     parser.add_argument("--weights", default="")
     parser.add_argument("--render", action="store_true", help="the table of the stored result")
-    options = parser.parse_args()
+    options = parse_options(parser, sys.argv[1:])
     stored = RESULTS / f"finetune_{options.kind}.json"
     if not options.render:
         train, over = {"images": (images, range(3)), "videos": (videos, range(5))}[options.kind]
@@ -152,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

@@ -7,8 +7,8 @@ One clip of 8 x 224 x 224, float32. All have the same weights and compute the sa
 is checked first. Seconds of the clock, and of the processor: the steadier ones on a shared machine.
 """
 
-import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import nlzoo
 from benchmarks.measure import bar, describe, table, write_json
 from benchmarks.network import reference, share_weights
+from nlzoo.program import make_parser, parse_options, run
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 SHAPE = (1, 3, 8, 224, 224)
@@ -102,12 +103,10 @@ def render() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = make_parser("python -m benchmarks.latency", __doc__)
     parser.add_argument("--rounds", type=int, default=15, help=f"{LEAST_ROUNDS} or more")
     parser.add_argument("--render", action="store_true", help="tables from the JSON file")
-    options = parser.parse_args()
+    options = parse_options(parser, sys.argv[1:])
     if not options.render:
         if torch.cuda.is_available():
             raise SystemExit("this measures a CPU: hide the GPU by CUDA_VISIBLE_DEVICES=")
@@ -121,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

@@ -11,7 +11,6 @@ side's clip is scaled as pytorchvideo's transforms do, in float32, after every s
 out.
 """
 
-import argparse
 import json
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from nlzoo.data.layouts import Files
 from nlzoo.data.prepare import Encoding, prepare
 from nlzoo.data.transforms import TrainTransform, crop_at
 from nlzoo.preprocessing import Unreadable
+from nlzoo.program import make_parser, parse_options, run
 
 # the last release of pytorchvideo imports this module under the name it had
 sys.modules.setdefault("torchvision.transforms.functional_tensor", functional_tensor)
@@ -169,11 +169,11 @@ def render() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser("python -m benchmarks.loader", __doc__)
     parser.add_argument("folder", type=Path, nargs="?", help="folder of videos")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--render", action="store_true")
-    options = parser.parse_args()
+    options = parse_options(parser, sys.argv[1:])
     if not options.render:
         if options.folder is None:
             parser.error("name a folder of videos")
@@ -184,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

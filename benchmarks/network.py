@@ -7,17 +7,19 @@ Both have the same weights and compute the same function, which is checked first
 measures once on a GPU. Results go to benchmarks/results/network*.json, and the table beside it.
 """
 
-import argparse
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from torch import Tensor, nn
 
 import nlzoo
 from benchmarks.measure import describe, interleaved, machine, median, ratio, table, write_json
+from nlzoo.program import make_parser, parse_options, run
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
@@ -65,9 +67,9 @@ def main() -> None:
     print(rendered, f"relative error {error:.1e}", sep="\n")
 
 
-def parse() -> argparse.Namespace:
+def parse() -> Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = make_parser("python -m benchmarks.network", __doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--compile", action="store_true")
@@ -75,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
-    return parser.parse_args()
+    return parse_options(parser, sys.argv[1:])
 
 
 def reference() -> nn.Module:
@@ -116,8 +118,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of the table: forward in evaluation mode, forward and backward in training mode."""
     rows = []
-    for name, run, training in (("forward", forward, False), ("forward+backward", step, True)):
-        variants = {k: bind(run, m.train(training), clip) for k, m in models.items()}
+    for name, call, training in (("forward", forward, False), ("forward+backward", step, True)):
+        variants = {k: bind(call, m.train(training), clip) for k, m in models.items()}
         seconds = interleaved(variants, rounds)
         rows.append(
             {
@@ -147,4 +149,4 @@ def step(model: nn.Module, clip: Tensor) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

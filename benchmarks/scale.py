@@ -9,13 +9,13 @@ one process it has to say how fast two are that share a machine (two gloo proces
 What was not measured is assumed, and stands under "assumed" in the JSON.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from benchmarks.measure import bar, describe, machine, table, write_json
 from nlzoo.cli import build, parse
 from nlzoo.data.sample import make_sample
 from nlzoo.fit import parser
+from nlzoo.program import make_parser, parse_options, run
 from nlzoo.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
@@ -222,12 +223,10 @@ def render(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure, simulate, write JSON and the tables."""
-    made = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made = make_parser("python -m benchmarks.scale", __doc__)
     made.add_argument("--render", action="store_true", help="only the tables, from JSON")
-    made.add_argument("--train", nargs=3, help=argparse.SUPPRESS)
-    options = made.parse_args()
+    made.add_argument("--train", nargs=3, help=SUPPRESS)
+    options = parse_options(made, sys.argv[1:])
     if options.train:
         videos, folder, ranks = options.train
         train(videos, folder, int(ranks))
@@ -244,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

@@ -7,7 +7,6 @@
 Both networks of a sample are the same command but for `--task.model`.
 """
 
-import argparse
 import csv
 import json
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import machine, write_json
+from nlzoo.program import make_parser, parse_options, run
 
 RESULT = Path(__file__).parent / "results" / "worth.json"
 RECIPES = {"video": "i3d_nl_kinetics", "image": "resnet20_nl_cifar10"}
@@ -63,14 +63,12 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Train, store, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = make_parser("python -m benchmarks.worth", __doc__)
     parser.add_argument("sample", nargs="*", default=[*RECIPES], help="video, image")
     parser.add_argument(
         "--render", action="store_true", help="print the table of the stored result"
     )
-    options = parser.parse_args()
+    options = parse_options(parser, sys.argv[1:])
     result = json.loads(RESULT.read_text())
     for sample in () if options.render else options.sample:
         recipe = RECIPES[sample]
@@ -86,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

@@ -60,6 +60,8 @@ class ShortHelp(RawDescriptionHelpFormatter, DefaultHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
+        if getattr(action, "_jsonargparse_preexpanded_help", False):
+            return text
         shown = action.option_strings and isinstance(action.default, int | float | str | Path)
         if shown and not isinstance(action.default, bool) and action.default not in ("", SUPPRESS):
             text += f" ({action.default})"

@@ -58,6 +58,22 @@ def test_help_fits_a_screen(command, help_of):
     check(help_of(command), " ".join(["python -m", module, *inner]))
 
 
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_help_of_benchmarks(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(COLUMNS))
+    module = importlib.import_module(f"benchmarks.{name}")
+    for argument, code in (("--help", 0), ("--rnder", 2)):
+        monkeypatch.setattr("sys.argv", [name, argument])
+        with pytest.raises(SystemExit, match=str(code)):
+            program.run(lambda _: module.main())
+    text, error = capsys.readouterr()
+    assert len(text.splitlines()) <= ROWS
+    assert max(map(len, text.splitlines())) <= COLUMNS
+    assert f"python -m benchmarks.{name}" in text
+    assert error.count("\n") == 1
+    assert "unknown key 'rnder'" in error
+
+
 def test_the_overview_has_every_program():
     text = nlzoo.overview()
     check(text, "nlzoo fit")
