@@ -82,7 +82,7 @@ def videos(data: str, weights: str, fold: int, row: list[str]) -> dict[str, Any]
     with folds(Path(data), fold) as folder, tempfile.TemporaryDirectory() as run:
         seconds = fit("videos", folder, weights, fold, row, run)
         checkpoint = f"{run}/checkpoints/last.ckpt"
-        nlzoo("evaluate", "--checkpoint", checkpoint, "--data.clips", "4", "--data.crops", "1")
+        nlzoo("evaluate", "--checkpoint", checkpoint, "--data.clips", "4")
         scores = list(csv.DictReader((Path(run) / "scores.csv").open()))
     read = [one for one in scores if one["views"] != "0"]
     positive = torch.tensor([float(one["fight"]) for one in read])
