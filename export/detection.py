@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from nlzoo.detection import LEVELS
+from nlzoo.preprocessing import STRIDE
 
 CANDIDATES = 1000  # detections of an image that suppression looks at
 NOT = -1.0  # score of what is no detection
@@ -40,8 +41,9 @@ class StaticDetector(nn.Module):
 
     def __init__(self, model: Any, canvas: tuple[int, int]) -> None:
         super().__init__()
-        if min(canvas) < 32 or any(side % 32 for side in canvas):
-            raise ValueError(f"a canvas of {canvas[0]} x {canvas[1]} pixels: give multiples of 32")
+        if min(canvas) < STRIDE or any(side % STRIDE for side in canvas):
+            size = f"{canvas[0]} x {canvas[1]}"
+            raise ValueError(f"a canvas of {size} pixels: give multiples of {STRIDE}")
         self.model = model = deepcopy(model).eval()
         set_routes(model)
         self.canvas, self.dtype = canvas, torch.float32

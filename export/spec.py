@@ -7,11 +7,10 @@ from typing import Any
 
 import onnx
 
-from nlzoo.preprocessing import Preprocessing
+from nlzoo.preprocessing import Preprocessing, canvas_side
 
 KEY = "nlzoo"  # of the file's metadata
 LEAST = 224  # pixels, where windows are scored at any size: 7 x 7 positions of the last map
-STRIDE = 32  # pixels, of a detector's coarsest convolution: sides of a canvas are multiples
 AXES = {  # names of the axes that may be dynamic, by the rank of the input
     3: {"batch": 0, "length": 2},
     4: {"batch": 0, "height": 2, "width": 3},
@@ -99,8 +98,7 @@ class Spec:
 def sizes_of(pre: Preprocessing) -> tuple[int, ...]:
     """(T, H, W) of a clip at test, or (H, W) of an image; of a detector any image's canvas."""
     if pre.task == "detection":
-        side = -(-pre.test_crop // STRIDE) * STRIDE
-        return side, side
+        return (canvas_side(pre.test_crop),) * 2
     return *([pre.frames] if pre.frames else []), pre.test_crop, pre.test_crop
 
 

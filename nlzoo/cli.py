@@ -31,6 +31,7 @@ from nlzoo.data.sample_images import make_images
 from nlzoo.files import read_text
 from nlzoo.gradients import Gradients
 from nlzoo.names import nearest
+from nlzoo.preprocessing import canvas_side
 from nlzoo.program import asks_for_help, make_parser, parse_options
 from nlzoo.run import LAST, RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.classification import Classification
@@ -297,7 +298,7 @@ def dry_build(config: Namespace) -> tuple[Any, Trainer, tuple[int, ...]]:
     options = recipe_parser().instantiate(Namespace(trainer=config.trainer)).trainer.as_dict()
     trainer = Trainer(**options | {"logger": False, "enable_checkpointing": False})
     if pre.task == "detection":  # a wide image, padded
-        size = [-(-side // 32) * 32 for side in (pre.test_size, pre.test_crop)]
+        size = [canvas_side(side) for side in (pre.test_size, pre.test_crop)]
     else:
         size = [data.crop or pre.crop] * 2
     frames = [data.frames] if "frames" in data else []

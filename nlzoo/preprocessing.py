@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+STRIDE = 32  # pixels, of a detector's coarsest convolution: sides of its canvases are multiples
 UNREADABLE = -1  # label of a file that could not be read: it has no loss and no score
 
 
@@ -60,6 +61,11 @@ class Preprocessing:
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
         return cls(**plain)
+
+
+def canvas_side(pixels: int) -> int:
+    """Of the least canvas of a detector that is at least so long."""
+    return -(-pixels // STRIDE) * STRIDE
 
 
 class Normalize(nn.Module):
