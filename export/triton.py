@@ -4,12 +4,13 @@ Fields: ModelConfig of Triton's model_config.proto. The batch is left out of `di
 max_batch_size is not 0; a size that may change is -1.
 """
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 from nlzoo.export.spec import inputs_of, read_onnx, spec_of
+
+from nlzoo.files import whole_folder
 
 TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
@@ -51,16 +52,12 @@ def write_repository(path: str | Path, dest: str | Path, max_batch: int = 8) -> 
     classes = spec.preprocessing.classes if spec and spec.preprocessing else ()
     by_class = bool(classes) and not (spec and spec.is_detector)
     text = "\n".join(_config(file, path.stem, max_batch, by_class))
-    part = dest / f".{path.stem}.part"
-    try:
-        (part / "1").mkdir(parents=True)
+    with whole_folder(folder) as part:
+        (part / "1").mkdir()
         onnx.save(onnx.load(str(path)), str(part / "1" / "model.onnx"))  # in one file
         (part / "config.pbtxt").write_text(text + "\n")
         if classes:
             (part / "labels.txt").write_text("\n".join(classes) + "\n", "utf-8")
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

@@ -75,7 +75,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Two processes may make it at once: the second one's is thrown away.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+    around = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    part = around / folder.name  # which others may read, unlike what mkdtemp makes
+    part.mkdir()
     try:
         yield part
         part.rename(folder)
@@ -83,7 +85,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         if not folder.is_dir():  # else another process was faster
             raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(around, ignore_errors=True)
 
 
 def write_whole(path: str | Path, content: str | bytes | memoryview) -> None:
