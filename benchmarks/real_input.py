@@ -86,7 +86,7 @@ PARTS: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "COCO": (
-        "41 images of COCO with 496 annotations. Mask R-CNN on ResNet-18 with a block, from nothing, "
+        "41 images of COCO, 496 annotations. Mask R-CNN on ResNet-18 with a block, from nothing, "
         "at 144 pixels, trained and tested on the same images.",
         [
             "nlzoo.data.coco check DATA/coco_small/annotations/instances_train2017.json"
