@@ -13,7 +13,7 @@ from nlzoo.export.onnx import export_onnx
 from nlzoo.export.timing import Times, interleaved, interval, machine, ratio
 from test_export import checkpoint, clips
 
-from nlzoo.data.decode import write_video
+from nlzoo.data.encode import write_video
 from nlzoo.program import run
 
 # -- timing -------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from shared import SHARED
 
 from nlzoo import evaluate, fit, predict, program
 from nlzoo.data.charades import Action, ActionClip, Charades, Film, touched
-from nlzoo.data.decode import read_frames, write_video
+from nlzoo.data.decode import read_frames
+from nlzoo.data.encode import write_video
 from nlzoo.data.sample_actions import CLASSES, draw_clip, make_actions
 from nlzoo.data.sampling import Sampling
 from nlzoo.data.transforms import TrainTransform

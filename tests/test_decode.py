@@ -17,8 +17,8 @@ from nlzoo.data.decode import (
     open_video,
     probe,
     read_frames,
-    write_video,
 )
+from nlzoo.data.encode import encode, write_video
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("NLZOO_SHARED", ROOT / ".." / "shared"))
@@ -315,7 +315,7 @@ def test_write_leaves_nothing_half_done(tmp_path):
         raise OSError("the source went away")
 
     with pytest.raises(OSError, match="went away"):
-        decode.encode(tmp_path / "v.mp4", frames(), (16, 16), 8, 18, 30)
+        encode(tmp_path / "v.mp4", frames(), (16, 16), 8, 18, 30)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="even sides"):
         write_video(tmp_path / "v.mp4", torch.zeros(1, 15, 16, 3, dtype=torch.uint8), 8)

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nlzoo import NonLocalBlock, create_model, ops
-from nlzoo.data.decode import read_frames, write_video
+from nlzoo.data.decode import read_frames
+from nlzoo.data.encode import write_video
 from nlzoo.explain import Look, _label, draw, look, most_motion
 from nlzoo.preprocessing import Preprocessing, Unreadable
 from nlzoo.video import VideoResNet

@@ -9,7 +9,8 @@ from jsonargparse import ArgumentParser
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from nlzoo.data.decode import read_frames, write_video
+from nlzoo.data.decode import read_frames
+from nlzoo.data.encode import write_video
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.loading import TRIES, Note, collate
 from nlzoo.data.transforms import resize_short

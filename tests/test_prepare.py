@@ -8,7 +8,8 @@ import torch
 
 from nlzoo import program
 from nlzoo.data import prepare
-from nlzoo.data.decode import open_video, probe, read_frames, write_video
+from nlzoo.data.decode import open_video, probe, read_frames
+from nlzoo.data.encode import write_video
 from nlzoo.data.kinetics import Kinetics
 from nlzoo.data.layouts import Files
 from nlzoo.data.transforms import resize_short

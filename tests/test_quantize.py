@@ -20,7 +20,7 @@ from test_export import checkpoint, clips
 from torch import nn
 
 from nlzoo import NonLocalBlock, fit
-from nlzoo.data.decode import write_video
+from nlzoo.data.encode import write_video
 from nlzoo.data.sample import make_sample
 from nlzoo.program import run
 

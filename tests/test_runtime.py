@@ -18,7 +18,7 @@ from test_export import checkpoint, clips
 from torch import nn
 
 from nlzoo import create_model
-from nlzoo.data.decode import write_video
+from nlzoo.data.encode import write_video
 from nlzoo.data.sample_images import make_images
 from nlzoo.models import save_model
 from nlzoo.program import run

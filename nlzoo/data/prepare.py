@@ -21,7 +21,8 @@ import numpy as np
 from jsonargparse import ArgumentParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from nlzoo.data.decode import VIDEO_SUFFIXES, VideoFile, encode
+from nlzoo.data.decode import VIDEO_SUFFIXES, VideoFile
+from nlzoo.data.encode import encode
 from nlzoo.data.layouts import SUFFIXES, Files
 from nlzoo.files import read_text, write_whole
 from nlzoo.preprocessing import Unreadable

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nlzoo.data.decode import write_video
+from nlzoo.data.encode import write_video
 from nlzoo.files import cache_folder, whole_folder
 
 COLOURS = {
