@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nlzoo.weights.render import SOURCES
+from benchmarks.zoo import SOURCES
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("nlzoo", "export", "recipes")

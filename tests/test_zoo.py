@@ -2,15 +2,14 @@
 
 import csv
 import re
-from pathlib import Path
 
 import pytest
 import torchvision
 from shared import SHARED
 from torchvision.models import get_model_weights, list_models
 
+from benchmarks import zoo as render
 from nlzoo.registry import MODELS
-from nlzoo.weights import render
 from nlzoo.weights.zoo import find, read_zoo, search
 
 ZOO = list(read_zoo().values())
@@ -91,7 +90,7 @@ def test_a_readme_without_marks_says_so(tmp_path, monkeypatch):
 
 
 def test_names_and_files_are_unique():
-    with (Path(render.__file__).parent / "zoo.csv").open(newline="") as file:
+    with (render.ROOT / "nlzoo" / "weights" / "zoo.csv").open(newline="") as file:
         names = [row["name"] for row in csv.DictReader(file)]
     assert len(names) == len(set(names)) == len(ZOO) == REFERENCE + 6
     files = [entry.file for entry in ZOO if entry.url]

@@ -1,4 +1,4 @@
-"""For maintainers, `python -m nlzoo.weights.render`: docs/models.md and the README's table."""
+"""For maintainers, `python -m benchmarks.zoo`: docs/models.md and the README's table."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,8 +8,8 @@ from pathlib import Path
 from nlzoo.files import read_text, write_whole
 from nlzoo.weights.zoo import Entry, read_zoo
 
-ROOT = Path(__file__).parents[2]
-COMMAND = "python -m nlzoo.weights.render"
+ROOT = Path(__file__).parents[1]
+COMMAND = "python -m benchmarks.zoo"
 MARKS = "<!-- weights -->", "<!-- end of weights -->"  # the README's table is between them
 
 BEST = (  # the README's rows
