@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask
 
+MOST = {"box": 100, "mask": 100, "keypoint": 20}  # scored: of a class, in an image
 FAR = 1e5  # pixels: in no image, and COCO's code needs gigabytes to walk there
 Fault = tuple[str, str]  # its name, as `nlzoo.data.coco` reports it, and the value
 

@@ -27,7 +27,6 @@ DETECTION = [
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 ]
 KEYPOINT = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
-MOST = {"box": 100, "mask": 100, "keypoint": 20}  # scored: of a class, in an image
 
 
 def _silent(*_: Any) -> None:
@@ -218,7 +217,8 @@ class CocoMetric:
             for i in np.argsort(-found["score"], kind="stable"):
                 category = int(found["category"][i])
                 counts[category] += 1
-                if category < 0 or counts[category] > MOST[kind]:  # -1: the file has no such class
+                # -1: the file has no such class
+                if category < 0 or counts[category] > shapes.MOST[kind]:
                     continue
                 value = found[kind][i] if kind == "mask" else found[kind][i].tolist()
                 row = {"image_id": image, "category_id": category, FIELDS[kind]: value}

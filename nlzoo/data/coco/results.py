@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nlzoo.data.coco.faults import Report
-from nlzoo.shapes import are_numbers
-
-MOST = {"keypoints": 20}  # detections of a class in an image that count
-MOST_OTHERS = 100
+from nlzoo.shapes import MOST, are_numbers
 
 
 def check_results(
@@ -33,7 +30,7 @@ def check_results(
         if row.get("category_id") not in categories:
             report.add("results-category", f"{where}: no category {row.get('category_id')}")
         _check_numbers(row, where, report)
-        most = next((n for key, n in MOST.items() if key in row), MOST_OTHERS)
+        most = MOST["keypoint" if "keypoints" in row else "box"]
         counts[row.get("image_id"), row.get("category_id"), most] += 1
     for (image, category, most), count in counts.items():
         if count > most:
