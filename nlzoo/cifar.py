@@ -4,12 +4,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlzoo.network import Network
-from nlzoo.preprocessing import Preprocessing
+from nlzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 # of the published weights: the statistics are ImageNet's, the images as they are
 PUBLISHED = Preprocessing(
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     frames=0,
     stride=0,
     crop=32,

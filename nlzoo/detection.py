@@ -26,10 +26,9 @@ from nlzoo.insert import InsertionReport, insert_non_local
 from nlzoo.names import check_choice
 from nlzoo.ops import at_least_float32, autocast_off
 from nlzoo.padding import KeyMask
-from nlzoo.preprocessing import Preprocessing
+from nlzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 Kind = Literal["faster", "mask", "keypoint"]
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 LEVELS = ["0", "1", "2", "3"]  # P2 to P5
 STAGES = ("layer4", "layer3", "layer2", "layer1", "conv1")  # in the order they are unfrozen
 # Options of timm's builder that make another network. ResNeXt-152 has stages of 3, 8, 36, 3 blocks.
@@ -122,8 +121,8 @@ def detector(
     options: dict[str, Any] = {
         "min_size": min_size,
         "max_size": max_size,
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
+        "image_mean": list(IMAGENET_MEAN),
+        "image_std": list(IMAGENET_STD),
         "rpn_anchor_generator": AnchorGenerator(sides, ((0.5, 1.0, 2.0),) * len(sides)),
         "rpn_head": RPNHead(channels, 3, conv_depth=version),
         "box_roi_pool": pool(output_size=7),
@@ -195,8 +194,8 @@ def _finish(model: Any, num_classes: int) -> Any:
     model.get_classifier = partial(_classifiers, model.roi_heads)
     short = model.transform.min_size[-1]
     model.preprocessing = Preprocessing(
-        mean=MEAN,
-        std=STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         frames=0,
         stride=0,
         crop=short,

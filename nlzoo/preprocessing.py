@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 STRIDE = 32  # pixels, of a detector's coarsest convolution: sides of its canvases are multiples
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNREADABLE = -1  # label of a file that could not be read: it has no loss and no score
 
 
