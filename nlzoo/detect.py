@@ -13,6 +13,7 @@ from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmenta
 
 from nlzoo.data.pictures import Source, read_image
 from nlzoo.files import write_whole
+from nlzoo.network import device_of
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.tasks.coco_metric import pack_masks
 
@@ -57,8 +58,7 @@ def detect(model: Any, image: Source, threshold: float = 0.5) -> Found:
         ValueError: the network's answer is no number.
     """
     pixels = pil_to_tensor(read_image(image))
-    device = getattr(model, "device", None) or next(model.parameters()).device
-    objects = {key: value.cpu() for key, value in model([pixels.to(device)])[0].items()}
+    objects = {key: value.cpu() for key, value in model([pixels.to(device_of(model))])[0].items()}
     if not all(objects[key].isfinite().all() for key in ("boxes", "scores")):
         raise ValueError(
             f"{image}: the network's answer is no number: its weights have NaN or infinite values, "
@@ -180,7 +180,7 @@ def look_at_objects(
         at = min(int(x1 + x2) // 2, width - 1), min(int(y1 + y2) // 2, height - 1)
     if not all(0 <= a < s for a, s in zip(at, (width, height), strict=True)):
         raise ValueError(f"{found.file}: X,Y = {at} is outside of its {(width, height)}")
-    device = next(model.parameters()).device
+    device = device_of(model)
     with torch.inference_mode():
         inputs, _ = model.transform([found.image.to(device) / 255])
     small = inputs.image_sizes[0]

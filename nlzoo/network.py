@@ -67,3 +67,9 @@ def set_preprocessing(model: Any, seen: Preprocessing) -> None:
     """Say what input a network expects; its first step, `normalize`, follows from it."""
     model.preprocessing = seen
     model.normalize = Normalize(seen.mean, seen.std)
+
+
+def device_of(model: Any) -> torch.device:
+    """Where its input goes: a runner says it, a network's parameters are there."""
+    said: torch.device | None = getattr(model, "device", None)
+    return said or next(model.parameters()).device

@@ -1,7 +1,7 @@
 """A network watches one video or image: its scores over views, and where a position looks."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +14,8 @@ from nlzoo.data.pictures import Source as Picture
 from nlzoo.data.pictures import resize_short as resize_image
 from nlzoo.data.sampling import Sampling, SpreadClips
 from nlzoo.data.transforms import EvalTransform, resize_short
+from nlzoo.network import Network, device_of
 from nlzoo.preprocessing import Preprocessing
-
-if TYPE_CHECKING:
-    from nlzoo.network import Network
 
 At = tuple[int, ...]  # (frame, x, y) of a video, (x, y) of an image
 
@@ -84,7 +82,7 @@ def score_image(model: Watcher, image: Picture) -> Tensor:
         Unreadable: it is no image, or damaged.
     """
     view, _ = CentreView(model.preprocessing, crops=True)(image)
-    return model.preprocessing.scores(model(view.to(_device(model))).double())[0].cpu()
+    return model.preprocessing.scores(model(view.to(device_of(model))).double())[0].cpu()
 
 
 @torch.inference_mode()
@@ -118,12 +116,12 @@ def score_video(
     for k in range(clips):
         view, new, *_ = read(video, k)
         damage = new or damage
-        views.append(pre.scores(model(view.to(_device(model))).double()).cpu())
+        views.append(pre.scores(model(view.to(device_of(model))).double()).cpu())
     scores = torch.cat(views)
     return scores.amax(0) if pre.pool == "max" else scores.mean(0), damage
 
 
-def look_at_video(model: "Network", video: Source, picture: Path, at: At | None = None) -> At:
+def look_at_video(model: Network, video: Source, picture: Path, at: At | None = None) -> At:
     """Draw where a position of a video looks, on a clip of whole frames around it.
 
     Args:
@@ -157,7 +155,7 @@ def look_at_video(model: "Network", video: Source, picture: Path, at: At | None 
     if at:
         frame = min(range(len(numbers)), key=lambda i: abs(numbers[i] - at[0]))
         query = frame, at[2] * small.shape[2] // size[2], at[1] * small.shape[3] // size[1]
-    clip = small.transpose(0, 1)[None].to(_device(model))
+    clip = small.transpose(0, 1)[None].to(device_of(model))
     looks = look(model, clip, query)
     draw(looks, small.permute(0, 2, 3, 1), picture, numbers=numbers)
     frame, y, x = looks[0].at
@@ -165,7 +163,7 @@ def look_at_video(model: "Network", video: Source, picture: Path, at: At | None 
     return numbers[frame], *where
 
 
-def look_at_image(model: "Network", image: Picture, picture: Path, at: At | None = None) -> At:
+def look_at_image(model: Network, image: Picture, picture: Path, at: At | None = None) -> At:
     """Draw where a position of an image looks.
 
     Args:
@@ -189,15 +187,9 @@ def look_at_image(model: "Network", image: Picture, picture: Path, at: At | None
         raise ValueError(f"{image}: X,Y = {at} is outside of its {whole.size}")
     small = pil_to_tensor(resize_image(whole, model.preprocessing))
     y, x = (a * s // w for a, s, w in zip(at[::-1], small.shape[1:], whole.size[::-1], strict=True))
-    looks = look(model, small[None].to(_device(model)), (0, y, x))
+    looks = look(model, small[None].to(device_of(model)), (0, y, x))
     draw(looks, small.permute(1, 2, 0)[None], picture)
     return at
-
-
-def _device(model: Any) -> torch.device:
-    """Where its input goes: a runner says it, a network's parameters are there."""
-    said: torch.device | None = getattr(model, "device", None)
-    return said or next(model.parameters()).device
 
 
 def _name(video: Source) -> str:
