@@ -86,8 +86,8 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
         raise ValueError(f"timm has no weights {name!r}{nearest(name, tagged)}")
-    if offline():  # timm's source of weights has a word of its own for it
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
+    hub = huggingface_hub.constants  # timm's source of weights, with a word of its own for it
+    was, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, offline() or hub.HF_HUB_OFFLINE
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
@@ -100,6 +100,8 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             f"cannot download the weights of timm/{name} ({why}); without them: "
             "pretrained: false in the recipe, or --task.pretrained false"
         ) from error
+    finally:
+        hub.HF_HUB_OFFLINE = was
     classes = options.get("num_classes")
     loaded = pretrained and classes == model.pretrained_cfg.get("num_classes")
     head = model.get_classifier() if classes and not loaded else None
