@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nlzoo.export.bench import against, spread
-from nlzoo.export.onnx import export_onnx
-from nlzoo.export.parity import compare
-from nlzoo.export.runtime import Runner
-from nlzoo.export.source import Source
-from nlzoo.export.timing import LEAST_ROUNDS, interleaved, machine, ratio
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import nlzoo
 from benchmarks.measure import bar, describe, table, write_json
 from benchmarks.network import reference, share_weights
+from nlzoo.export.bench import against, spread
+from nlzoo.export.onnx import export_onnx
+from nlzoo.export.parity import compare
+from nlzoo.export.runtime import Runner
+from nlzoo.export.source import Source
+from nlzoo.export.timing import LEAST_ROUNDS, interleaved, machine, ratio
 from nlzoo.program import make_parser, parse_options, run
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"

@@ -11,7 +11,6 @@ from typing import Any
 from nlzoo.export import timing
 from nlzoo.export.timing import machine as machine
 from nlzoo.export.timing import ratio as ratio
-
 from nlzoo.files import write_whole
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from nlzoo.export import programs
 
+from nlzoo.export import programs
 from nlzoo.program import (
     Subcommands,
     add_answer_options,
@@ -73,7 +73,6 @@ def onnx(options: Namespace) -> None:
     """Export, and say how close it is."""
     from nlzoo.export.onnx import export_onnx
     from nlzoo.export.spec import read_onnx, spec_of
-
     from nlzoo.names import check_choice
     from nlzoo.registry import DETECTORS, MODELS, is_timm
 
@@ -213,9 +212,10 @@ def check_parser() -> ArgumentParser:
 
 def check(options: Namespace) -> None:
     """A row a finding."""
-    from nlzoo.export.check import check as check_file
     from rich.console import Console
     from rich.table import Column, Table
+
+    from nlzoo.export.check import check as check_file
 
     verdict, *findings = check_file(options.file, options.target, options.shape)
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -276,9 +276,8 @@ def run_parser() -> ArgumentParser:
 
 def run_file(options: Namespace) -> None:
     """Predict with a file."""
-    from nlzoo.export.runtime import Runner
-
     from nlzoo.answer import answer, answer_objects, find_all
+    from nlzoo.export.runtime import Runner
     from nlzoo.watch import watch
 
     runner = Runner(options.file, options.runtime, preprocessing=foreign_preprocessing(options))
@@ -297,7 +296,6 @@ def run_file(options: Namespace) -> None:
 def foreign_preprocessing(options: Namespace) -> "Preprocessing | None":
     """What --clip and the options beside it say; None without --clip."""
     from nlzoo.export.spec import read_onnx, spec_of
-
     from nlzoo.files import read_text
     from nlzoo.preprocessing import Preprocessing
 

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Set
 
-from nlzoo.export.limits import FLOAT, HEAD, Finding, View
 from onnx import NodeProto, TensorProto
+
+from nlzoo.export.limits import FLOAT, HEAD, Finding, View
 
 # What may stand between a product and the softmax, and between the softmax and the other product.
 BEFORE = {"Mul", "Div", "Add", "Sub", "Where", "Cast", "Identity", "Reshape"}

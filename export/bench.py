@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
 from nlzoo.export.matching import DetectionParity, compare_detections, draw_canvases
 from nlzoo.export.parity import Parity, common, compare
 from nlzoo.export.runtime import RUNTIMES, Runner
 from nlzoo.export.spec import Spec
 from nlzoo.export.timing import LEAST_ROUNDS, Times, interleaved, interval, ratio
-from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor
-
 from nlzoo.names import check_choice
 from nlzoo.preprocessing import UNREADABLE
 

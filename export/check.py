@@ -8,13 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import onnx
+
 from nlzoo.export.attention import attentions
 from nlzoo.export.backend import load_backend
 from nlzoo.export.limits import Finding, View, explain, limits_of
 from nlzoo.export.profiles import choose_profiles
 from nlzoo.export.spec import read_onnx, spec_of
 from nlzoo.export.tensorrt import Refused, Wishes, build_plan
-
 from nlzoo.names import check_choice
 from nlzoo.program import one_line
 

@@ -9,13 +9,13 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from nlzoo.export.graph import DTYPES, fold_norms, set_routes
-from nlzoo.export.roi_align import RoIAlign, table_of
-from nlzoo.export.suppress import suppress
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from nlzoo.detection import LEVELS
+from nlzoo.export.graph import DTYPES, fold_norms, set_routes
+from nlzoo.export.roi_align import RoIAlign, table_of
+from nlzoo.export.suppress import suppress
 from nlzoo.preprocessing import STRIDE
 
 CANDIDATES = 1000  # detections of an image that suppression looks at

@@ -10,7 +10,6 @@ from nlzoo.export.matching import DetectionParity, compare_detections, draw_canv
 from nlzoo.export.runtime import Runner
 from nlzoo.export.spec import Spec
 from nlzoo.export.writer import write_onnx
-
 from nlzoo.files import whole_file
 
 

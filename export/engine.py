@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from nlzoo.export.backend import BACKENDS, load_backend, make_log, short, title
 from torch import Tensor
 
+from nlzoo.export.backend import BACKENDS, load_backend, make_log, short, title
 from nlzoo.files import write_whole
 
 Shape = tuple[int, ...]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from nlzoo.export.frames import flatten_
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -15,6 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.convs import SpaceConv3d, TimeConv3d
+from nlzoo.export.frames import flatten_
 from nlzoo.preprocessing import Normalize
 from nlzoo.slowfast import SlowFast
 from nlzoo.video import Head, VideoResNet

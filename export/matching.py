@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from math import inf
 
 import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
 from nlzoo.export.canvas import detections
 from nlzoo.export.parity import ToleranceError
 from nlzoo.export.spec import Spec
-from torch import Tensor
-from torchvision.ops import box_iou
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 5e-2, "bf16": 2e-1, "int8": 3e-1}  # relative L2 of scores
 BOTH = {"fp32": 0.95, "fp16": 0.8, "bf16": 0.6, "int8": 0.4}  # share of detections

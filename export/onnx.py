@@ -6,6 +6,9 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
 from nlzoo.export.detectors import check_wishes, export_detector
 from nlzoo.export.graph import DTYPES, LAYOUTS, Graph, largest_logit
 from nlzoo.export.matching import DetectionParity
@@ -14,9 +17,6 @@ from nlzoo.export.runtime import Runner
 from nlzoo.export.source import Source, load_network
 from nlzoo.export.spec import AXES, Spec
 from nlzoo.export.writer import write_onnx
-from torch import Tensor, nn
-from torch.export import Dim
-
 from nlzoo.files import whole_file
 from nlzoo.names import check_choice
 from nlzoo.video import VideoResNet

@@ -7,8 +7,9 @@ from math import inf, isfinite, isinf
 from typing import Any
 
 import torch
-from nlzoo.export.spec import AXES, Spec
 from torch import Tensor
+
+from nlzoo.export.spec import AXES, Spec
 
 TOLERANCE = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 5e-2, "int8": 2e-1}  # relative L2
 

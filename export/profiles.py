@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import onnx
-from nlzoo.export.spec import LEAST, inputs_of, spec_of
 
+from nlzoo.export.spec import LEAST, inputs_of, spec_of
 from nlzoo.names import nearest
 
 Shape = tuple[int, ...]

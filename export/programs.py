@@ -20,9 +20,8 @@ from nlzoo.preprocessing import UNREADABLE
 from nlzoo.program import make_parser, numbers
 
 if TYPE_CHECKING:
-    from nlzoo.export.runtime import Runner
-
     from nlzoo.data.labelled import Labelled
+    from nlzoo.export.runtime import Runner
 
 
 NAMES = {"top1": "top-1"}
@@ -101,7 +100,6 @@ def bench(options: Namespace) -> None:
     from nlzoo.export.bench import measure, opened, settings, stages
     from nlzoo.export.report import show
     from nlzoo.export.timing import machine
-
     from nlzoo.files import write_whole
 
     refuse_overwriting(options.sources, options.output, ".json")
@@ -209,7 +207,6 @@ def labelled(folder: str, runner: "Runner", batch: int, train: str, val: str) ->
 def accuracy(runner: "Runner", data: Any) -> dict[str, float]:
     """On the validation files: top-1, or of a detector AP of boxes, masks, keypoints."""
     from nlzoo.export.bench import top1
-
     from nlzoo.tasks.coco_metric import CocoMetric
 
     if not runner.spec.is_detector:

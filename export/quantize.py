@@ -6,13 +6,13 @@ from itertools import chain
 from pathlib import Path
 
 import onnx
-from nlzoo.export.spec import KEY, Spec, read_onnx, spec_of
 from onnx import GraphProto, NodeProto
 from onnx.external_data_helper import load_external_data_for_model
 from onnxruntime.quantization import CalibrationDataReader, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 from torch import Tensor
 
+from nlzoo.export.spec import KEY, Spec, read_onnx, spec_of
 from nlzoo.files import whole_file
 from nlzoo.preprocessing import Normalize
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from nlzoo.export.plots import Plot, plots
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from nlzoo.export.plots import Plot, plots
 from nlzoo.files import read_text, write_whole
 
 Results = dict[str, Any]  # of one measurement

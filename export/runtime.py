@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, overload
 
 import onnx
 import torch
+from torch import Tensor, nn
+
 from nlzoo.export.sessions import OnnxRuntime, OpenVino, Session, Tensors, Torch, has_cuda
 from nlzoo.export.spec import KEY, Spec, foreign_spec, read_onnx, spec_of
 from nlzoo.export.widen import widen
-from torch import Tensor, nn
-
 from nlzoo.names import check_choice
 from nlzoo.preprocessing import Normalize, Preprocessing
 

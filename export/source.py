@@ -8,9 +8,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import torch
-from nlzoo.export.spec import AXES, Spec, sizes_of
 from torch import nn
 
+from nlzoo.export.spec import AXES, Spec, sizes_of
 from nlzoo.files import sha256_of
 from nlzoo.models import create_model, load_model
 from nlzoo.names import nearest

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+
 from nlzoo.export.backend import INSTALL, load_backend, make_log, quiet, short, title
 from nlzoo.export.limits import Finding, explain
 from nlzoo.export.profiles import Profile, as_text, choose_profiles
 from nlzoo.export.spec import KEY, read_onnx
-
 from nlzoo.files import sha256_of, whole_file, write_whole
 
 CAPABILITIES = ("8.6", "8.9", "12.0")  # of RTX engines by default: cards since GeForce 30

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from nlzoo.export.spec import inputs_of, read_onnx, spec_of
 
+from nlzoo.export.spec import inputs_of, read_onnx, spec_of
 from nlzoo.files import whole_folder
 
 TYPES: dict[int, str] = {

@@ -7,9 +7,10 @@ from typing import Any
 
 import onnx
 import torch
+from torch import Tensor, nn
+
 from nlzoo.export.backend import quiet
 from nlzoo.export.spec import KEY, Spec
-from torch import Tensor, nn
 
 
 def write_onnx(

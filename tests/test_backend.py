@@ -10,6 +10,7 @@ from shutil import which
 
 import pytest
 import recorded_tensorrt
+
 from nlzoo.export import backend
 from nlzoo.export.engine import DTYPES
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_export import checkpoint, clips
+
+from nlzoo.data.encode import write_video
 from nlzoo.export import __main__ as program
 from nlzoo.export.bench import against, measure, opened, stages, top1
 from nlzoo.export.onnx import export_onnx
 from nlzoo.export.timing import Times, interleaved, interval, machine, ratio
-from test_export import checkpoint, clips
-
-from nlzoo.data.encode import write_video
 from nlzoo.program import run
 
 # -- timing -------------------------------------------------------------------------------------

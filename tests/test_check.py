@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from recorded_tensorrt import need_rtx, relu
+
+from nlzoo import NonLocalBlock
 from nlzoo.export import __main__ as program
 from nlzoo.export import check as checking
 from nlzoo.export.check import check
 from nlzoo.export.onnx import export_onnx
 from nlzoo.export.spec import KEY, spec_of
-from onnx import TensorProto, helper, numpy_helper
-from recorded_tensorrt import need_rtx, relu
-
-from nlzoo import NonLocalBlock
 from nlzoo.preprocessing import Preprocessing
 
 FLOAT, HALF, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64

@@ -8,16 +8,16 @@ from types import SimpleNamespace
 import pytest
 import recorded_tensorrt
 import torch
+from recorded_tensorrt import need_rtx, relu
+from torch import nn
+
+from nlzoo import NonLocalBlock
 from nlzoo.export import engine
 from nlzoo.export.engine import EngineSession
 from nlzoo.export.onnx import export_onnx
 from nlzoo.export.parity import compare, draw_inputs
 from nlzoo.export.runtime import Runner
 from nlzoo.export.tensorrt import CAPABILITIES, build_engine
-from recorded_tensorrt import need_rtx, relu
-from torch import nn
-
-from nlzoo import NonLocalBlock
 
 
 @pytest.fixture

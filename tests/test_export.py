@@ -9,6 +9,9 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from nlzoo import NonLocalBlock, create_model, list_models
 from nlzoo.export.graph import Graph, largest_logit
 from nlzoo.export.onnx import _check_axes, _write, export_onnx
 from nlzoo.export.parity import compare
@@ -16,9 +19,6 @@ from nlzoo.export.programs import labelled
 from nlzoo.export.runtime import Runner
 from nlzoo.export.source import load_network
 from nlzoo.export.spec import AXES, KEY, Spec
-from torch import nn
-
-from nlzoo import NonLocalBlock, create_model, list_models
 from nlzoo.models import save_model
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.program import one_line

@@ -8,6 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
+from torch import nn
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms
+
+from nlzoo import NonLocalBlock, create_model
+from nlzoo.data.sample_coco import make_coco
 from nlzoo.export import __main__ as program
 from nlzoo.export.canvas import Canvas, detections
 from nlzoo.export.detection import StaticDetector
@@ -20,13 +27,6 @@ from nlzoo.export.runtime import Runner
 from nlzoo.export.source import load_network
 from nlzoo.export.suppress import ROUNDS, suppress
 from nlzoo.export.tensorrt import build_engine
-from PIL import Image
-from torch import nn
-from torchvision.models.detection.roi_heads import paste_masks_in_image
-from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms
-
-from nlzoo import NonLocalBlock, create_model
-from nlzoo.data.sample_coco import make_coco
 from nlzoo.models import save_model
 
 HEIGHT, WIDTH = 160, 192

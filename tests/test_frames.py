@@ -5,14 +5,14 @@ from itertools import product
 import onnx
 import pytest
 import torch
-from nlzoo.export.graph import Graph
-from nlzoo.export.onnx import export_onnx
-from nlzoo.export.parity import compare
-from nlzoo.export.runtime import Runner
 from test_export import FORMS, checkpoint, clips
 from torch import nn
 
 from nlzoo import insert_non_local
+from nlzoo.export.graph import Graph
+from nlzoo.export.onnx import export_onnx
+from nlzoo.export.parity import compare
+from nlzoo.export.runtime import Runner
 from nlzoo.video import GEOMETRIES, KINDS, VideoResNet
 
 

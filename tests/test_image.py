@@ -7,10 +7,10 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from nlzoo.export.onnx import export_onnx
 
 import nlzoo
 from nlzoo.blocks import NonLocalBlock
+from nlzoo.export.onnx import export_onnx
 from nlzoo.image import image_model, places_for
 from nlzoo.models import create_model, list_models, load_model, save_model
 

@@ -3,14 +3,14 @@
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
+from test_export import checkpoint, clips
+
 from nlzoo.export import __main__ as program
 from nlzoo.export.onnx import export_onnx
 from nlzoo.export.parity import ToleranceError, common, compare, draw_inputs
 from nlzoo.export.runtime import Runner
 from nlzoo.export.source import load_network
-from onnx import numpy_helper
-from test_export import checkpoint, clips
-
 from nlzoo.program import run
 
 

@@ -6,6 +6,13 @@ from itertools import islice
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
+from test_export import checkpoint, clips
+from torch import nn
+
+from nlzoo import NonLocalBlock, fit
+from nlzoo.data.encode import write_video
+from nlzoo.data.sample import make_sample
 from nlzoo.export import __main__ as program
 from nlzoo.export.bench import top1
 from nlzoo.export.onnx import export_onnx
@@ -15,13 +22,6 @@ from nlzoo.export.quantize import block_convolutions, quantize
 from nlzoo.export.runtime import Runner
 from nlzoo.export.spec import read_onnx, spec_of
 from nlzoo.export.tensorrt import build_engine
-from onnx import numpy_helper
-from test_export import checkpoint, clips
-from torch import nn
-
-from nlzoo import NonLocalBlock, fit
-from nlzoo.data.encode import write_video
-from nlzoo.data.sample import make_sample
 from nlzoo.program import run
 
 

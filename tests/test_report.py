@@ -8,13 +8,13 @@ import subprocess
 from html import unescape
 
 import pytest
+from PIL import Image
+
 from nlzoo.export import __main__ as program
 from nlzoo.export.bench import against, spread
 from nlzoo.export.plots import INK, plots
 from nlzoo.export.report import cells, read_results, show, write_report
 from nlzoo.export.timing import Times
-from PIL import Image
-
 from nlzoo.program import run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

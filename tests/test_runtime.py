@@ -10,16 +10,16 @@ from dataclasses import replace
 import onnx
 import pytest
 import torch
-from nlzoo.export import __main__ as program
-from nlzoo.export.onnx import export_onnx
-from nlzoo.export.parity import compare
-from nlzoo.export.runtime import Runner
 from test_export import checkpoint, clips
 from torch import nn
 
 from nlzoo import create_model
 from nlzoo.data.encode import write_video
 from nlzoo.data.sample_images import make_images
+from nlzoo.export import __main__ as program
+from nlzoo.export.onnx import export_onnx
+from nlzoo.export.parity import compare
+from nlzoo.export.runtime import Runner
 from nlzoo.models import save_model
 from nlzoo.program import run
 from nlzoo.watch import score_image, score_video, watch

@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import pytest
 import recorded_tensorrt
+from onnx import TensorProto, helper, numpy_helper
+from recorded_tensorrt import need_rtx, relu
+
+from nlzoo import NonLocalBlock
 from nlzoo.export import __main__ as program
 from nlzoo.export.onnx import export_onnx
 from nlzoo.export.profiles import choose_profiles
 from nlzoo.export.spec import KEY, Spec
 from nlzoo.export.tensorrt import build_engine
-from onnx import TensorProto, helper, numpy_helper
-from recorded_tensorrt import need_rtx, relu
-
-from nlzoo import NonLocalBlock
 from nlzoo.program import run
 
 

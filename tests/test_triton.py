@@ -4,13 +4,13 @@ import json
 
 import onnx
 import pytest
+from test_export import checkpoint, clips
+from torch import nn
+
 from nlzoo.export import __main__ as program
 from nlzoo.export.onnx import export_onnx
 from nlzoo.export.runtime import Runner
 from nlzoo.export.triton import write_repository
-from test_export import checkpoint, clips
-from torch import nn
-
 from nlzoo.program import run
 
 schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
