@@ -33,6 +33,7 @@ from nlzoo.gradients import Gradients
 from nlzoo.names import nearest
 from nlzoo.preprocessing import canvas_side
 from nlzoo.program import asks_for_help, make_parser, parse_options
+from nlzoo.registry import base_of
 from nlzoo.run import LAST, RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.classification import Classification
 from nlzoo.tasks.detection import Detection
@@ -183,6 +184,9 @@ def lay_sample(recipe: dict[str, Any]) -> dict[str, Any]:
     name, make = others.get(kind, ("frame" if frames else "video", make_sample))
     path = make()
     merged = merge(recipe, read_recipe(f"_{name}_sample"))
+    if kind == "Coco" and "_nl" not in model:  # without blocks, as the recipe is
+        small = merged["task"]["init_args"]
+        small |= {"model": base_of(small["model"]), "non_local": None}
     return merge(merged, {"data": {"init_args": {"path": str(path)}}})
 
 

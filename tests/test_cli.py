@@ -80,8 +80,9 @@ def test_the_sample_keeps_kind_depth_and_places(name, tmp_path, monkeypatch):
     for section in ("task", "data"):
         assert sample[section].class_path == plain[section].class_path
     networks = [one.task.init_args for one in (plain, sample)]
+    places = [places_of(network.model, network.non_local) for network in networks]
+    assert bool(places[0]) == bool(places[1])
     if base_of(networks[0].model) in VIDEO:  # the other samples have networks of their own
-        places = [places_of(network.model, network.non_local) for network in networks]
         assert places[0] == places[1]
         assert networks[0].model == networks[1].model
 
