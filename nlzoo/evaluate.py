@@ -9,9 +9,8 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from nlzoo.cli import build, merge, parse, recipe_parser
-from nlzoo.detection_report import write_detections
 from nlzoo.program import asks_for_help, run
-from nlzoo.report import write_report
+from nlzoo.report import write_detections, write_report
 from nlzoo.tasks.detection import Detection
 from nlzoo.watch import check_scores
 from nlzoo.weights.load import FreshHead, check_fits

@@ -1,4 +1,4 @@
-"""What a test found: `evaluation.json`, `scores.csv`, a picture or a list of classes, a table."""
+"""What a test found: `evaluation.json`, scores or detections, what each class has, a table."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ FEW = 25  # classes that there is room for
 
 
 def write_report(folder: Path, checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
-    """Write the files to the folder, and print the tables.
+    """Write the files of a classifier's test to the folder, and print the tables.
 
     Args:
         folder: that of the run.
@@ -33,30 +33,68 @@ def write_report(folder: Path, checkpoint: str, task: Any, data: Any, trainer: A
     """
     results = Results(*(part.cpu() for part in task.test_results))
     read = results.views > 0
-    numbers = {k.removeprefix("test/"): float(v) for k, v in trainer.callback_metrics.items()}
-    metrics = {k: v if isfinite(v) else None for k, v in numbers.items()}  # of no readable file
     files = {
         "files_expected": data.expected["test"],
         "files_found": data.found["test"],
         "files_unreadable": int((~read).sum()),
         "views": data.views,
-        "checkpoint": checkpoint,
-        "sha256": sha256_of(checkpoint),
     }
+    _write_scores(folder / "scores.csv", data, results)
     tell = _tell_many if task.multilabel else _tell_one
     facts, by_class, last = tell(folder, results.scores[read], results.labels[read], data.classes)
-    result = facts | metrics | files
-    write_whole(folder / "evaluation.json", json.dumps(result | by_class, indent=2) + "\n")
-    _write_scores(folder / "scores.csv", data, results)
+    facts |= _metrics(trainer) | files
+    _write_evaluation(folder, checkpoint, facts, by_class, ["scores.csv", last])
+
+
+def write_detections(folder: Path, checkpoint: str, task: Any, data: Any, trainer: Any) -> None:
+    """The same of a detector: `detections_box.json` and so on are what COCO's server takes.
+
+    Args:
+        folder: that of the run.
+        checkpoint: path of the weights.
+        task: after `trainer.test`, with `found`, a `CocoMetric`.
+        data: with expected and found.
+        trainer: with the metrics.
+    """
+    found = task.found
+    facts = {"images_expected": data.expected["test"], "images_scored": found.seen}
+    by_class = {name: _finite(row) for name, row in found.per_class().items()}
+    _write_classes(folder, by_class)
+    names = [f"detections_{kind}.json" for kind in found.kinds]
+    for kind, name in zip(found.kinds, names, strict=True):
+        write_whole(folder / name, json.dumps(found.results(kind)) + "\n")
+    facts = _metrics(trainer) | facts
+    _write_evaluation(folder, checkpoint, facts, {"by_class": by_class}, ["classes.csv", *names])
+
+
+def _metrics(trainer: Any) -> dict[str, float | None]:
+    found = trainer.callback_metrics.items()
+    return _finite({key.removeprefix("test/"): float(value) for key, value in found})
+
+
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    """None for what there was nothing to count for: JSON has no NaN."""
+    return {key: value if isfinite(value) else None for key, value in numbers.items()}
+
+
+def _write_evaluation(
+    folder: Path, checkpoint: str, facts: dict[str, Any], by_class: dict[str, Any], names: list[str]
+) -> None:
+    facts = facts | {"checkpoint": checkpoint, "sha256": sha256_of(checkpoint)}
+    write_whole(folder / "evaluation.json", json.dumps(facts | by_class, indent=2) + "\n")
     table = Table(show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    for key, value in result.items():
+    for key, value in facts.items():
         table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
-    console = Console(soft_wrap=True, highlight=False)
+    console = _console()
     console.print(table)
-    names = ("evaluation.json", "scores.csv", last)
-    console.print(f"Written: {', '.join(str(folder / name) for name in names)}")
+    written = (str(folder / name) for name in ("evaluation.json", *names))
+    console.print(f"Written: {', '.join(written)}")
+
+
+def _console() -> Console:
+    return Console(soft_wrap=True, highlight=False)
 
 
 Told = tuple[dict[str, Any], dict[str, Any], str]  # facts, those of classes, the file written
@@ -77,19 +115,25 @@ def _tell_many(folder: Path, scores: Tensor, labels: Tensor, classes: list[str])
     """Many labels a file: a row a class."""
     columns = zip(classes, scores.T, labels.T, strict=True)
     found = {name: of_class(score, label) for name, score, label in columns}
-    keys = ("positives", "average_precision", "f1", "threshold")
+    _write_classes(folder, found)
+    without = sum(not facts["positives"] for facts in found.values())
+    return {"classes_without_files": without}, {"by_class": found}, "classes.csv"
+
+
+def _write_classes(folder: Path, by_class: dict[str, dict[str, Any]]) -> None:
+    """`classes.csv`, a row a class, and the same as a table where there is room for it."""
+    keys = list(max(by_class.values(), key=lambda row: len(row), default={}))
     text = io.StringIO()
     rows = csv.DictWriter(text, ("class", *keys))
     rows.writeheader()
-    rows.writerows({"class": name, **facts} for name, facts in found.items())
+    rows.writerows({"class": name, **row} for name, row in by_class.items())
     write_whole(folder / "classes.csv", text.getvalue())
-    if len(classes) <= FEW:
+    if len(by_class) <= FEW:
         table = Table("class", *keys)
-        for name, facts in found.items():
-            table.add_row(name, *(f"{facts[k]:.4g}" if k in facts else "" for k in keys))
-        Console(soft_wrap=True, highlight=False).print(table)
-    without = sum(not facts["positives"] for facts in found.values())
-    return {"classes_without_files": without}, {"by_class": found}, "classes.csv"
+        for name, row in by_class.items():
+            cells = (row.get(key) for key in keys)
+            table.add_row(name, *("" if cell is None else f"{cell:.4g}" for cell in cells))
+        _console().print(table)
 
 
 def _write_scores(path: Path, data: Any, results: Results) -> None:

@@ -31,7 +31,6 @@ LAYERS = [
         "detect",
         "run",
         "report",
-        "detection_report",
         "estimate",
         "cluster",
         "gradients",
