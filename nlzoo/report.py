@@ -122,7 +122,7 @@ def _tell_many(folder: Path, scores: Tensor, labels: Tensor, classes: list[str])
 
 def _write_classes(folder: Path, by_class: dict[str, dict[str, Any]]) -> None:
     """`classes.csv`, a row a class, and the same as a table where there is room for it."""
-    keys = list(max(by_class.values(), key=lambda row: len(row), default={}))
+    keys = list(dict.fromkeys(key for row in by_class.values() for key in row))
     text = io.StringIO()
     rows = csv.DictWriter(text, ("class", *keys))
     rows.writeheader()
