@@ -15,7 +15,7 @@ from nlzoo.weights.torchvision import OF_CLASSES, of_names, renamed, seen_arch, 
 from nlzoo.weights.zoo import fetch_entry, find
 
 PUBLISHED = "coco_v1_torchvision"
-FACTS = ("classes", "category_ids", "keypoints", "skeleton", "flip", "sigmas")  # of data
+FACTS = ("classes", "category_ids", "keypoints", "skeleton", "sigmas")  # of data
 
 
 def create_detector(

@@ -42,7 +42,6 @@ class Preprocessing:
     category_ids: tuple[int, ...] = ()  # of the classes, in the data's own files
     keypoints: tuple[str, ...] = ()  # names
     skeleton: tuple[list[int], ...] = ()  # pairs of keypoints, from 0, that a picture joins
-    flip: tuple[list[int], ...] = ()  # pairs that change places in a mirror
     sigmas: tuple[float, ...] = ()  # of each keypoint, of COCO's metric; (): its own
 
     def scores(self, logits: Tensor) -> Tensor:

@@ -224,7 +224,7 @@ def test_other_networks_are_no_detectors():
 
 
 def test_preprocessing_travels_as_plain_values():
-    pre = Preprocessing(frames=0, skeleton=([0, 1],), flip=([1, 2],), sigmas=(0.1,))
+    pre = Preprocessing(frames=0, skeleton=([0, 1],), sigmas=(0.1,))
     assert Preprocessing.from_dict(json.loads(json.dumps(pre.to_dict()))) == pre
 
 

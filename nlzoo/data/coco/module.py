@@ -148,7 +148,6 @@ class Coco(Labelled):
             "category_ids": list(table.ids),
             "keypoints": list(table.keypoints),
             "skeleton": [list(pair) for pair in table.skeleton],
-            "flip": [list(pair) for pair in first.pairs],
             "sigmas": list(sigmas),
         }
 
