@@ -167,6 +167,7 @@ CASES = [
     ("json-keys", replace("annotations", [{"segments_info": []}]), "holds panoptic segments"),
     ("json-keys", image(width=0), "image 2 (2.jpg) has width 0"),
     ("json-keys", image(width="60"), "images[1] has width '60', not int"),
+    ("json-keys", image(id=2**63), "images[1] has id 9223372036854775808, not int"),
     (
         "json-keys",
         lambda made, root: made["categories"][0].update(keypoints="head"),
@@ -360,6 +361,11 @@ def test_leniently_what_is_broken_is_left_out(spoil, left, tmp_path, capsys):
     code, out, err = check([*arguments, "--lenient"], capsys)
     assert (code, err) == (0, "")
     assert left in out
+
+
+def test_a_number_beyond_64_bits_is_none(tmp_path, capsys):
+    code, out, _ = check(spoiled(annotation(id=2**63), tmp_path), capsys)
+    assert (code, "warning" in out) == (0, False)
 
 
 def test_many_of_a_kind_are_counted_and_the_first_shown(tmp_path, capsys):

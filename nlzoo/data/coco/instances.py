@@ -14,7 +14,7 @@ from faster_coco_eval.core import mask
 from nlzoo import shapes
 from nlzoo.data.coco import keypoints
 from nlzoo.data.coco.faults import Report
-from nlzoo.data.coco.records import Categories
+from nlzoo.data.coco.records import Categories, is_whole
 
 Wants = Literal["boxes", "masks", "keypoints"]
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
@@ -159,7 +159,7 @@ class Reader:
 
     def read(self, found: dict[str, Any]) -> Row | None:
         """The annotation as it is kept; None, and why is in the report: it is left out."""
-        number = found["id"] if type(found.get("id")) is int else -1
+        number = found["id"] if is_whole(found.get("id")) else -1
         if number in self._ids and number != -1:
             self._report.add("annotation-id-duplicate", f"annotation {number}")
         if number == 0:

@@ -62,6 +62,11 @@ def read_json(path: Path, report: Report) -> dict[str, Any]:
     return made
 
 
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number of 64 bits, which all that comes after can hold."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
 def _check_entries(
     path: Path, name: str, entries: list[Any], keys: dict[str, type], report: Report
 ) -> None:
@@ -72,7 +77,7 @@ def _check_entries(
     for position, entry in enumerate(entries):
         for key, kind in keys.items():
             value = entry.get(key) if isinstance(entry, dict) else None
-            if type(value) is not kind:
+            if not (is_whole(value) if kind is int else isinstance(value, kind)):
                 words = f"{name}[{position}] has {key} {value!r}, not {kind.__name__}"
                 report.fail("json-keys", f"{path}: {words}")
 
