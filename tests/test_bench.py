@@ -82,13 +82,12 @@ def test_the_machine_is_described(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(exported, tmp_path_factory):
     """A checkpoint, its file, and one that takes batches of 2 only."""
-    folder = tmp_path_factory.mktemp("bench")
-    source, _ = checkpoint(folder / "c.ckpt")
-    export_onnx(source, folder / "m.onnx")
-    export_onnx(source, folder / "two.onnx", dynamic=(), shape=(2, 3, 8, 64, 64))
-    return source, str(folder / "m.onnx"), str(folder / "two.onnx")
+    source, _, path = exported
+    two = tmp_path_factory.mktemp("bench") / "two.onnx"
+    export_onnx(source, two, dynamic=(), shape=(2, 3, 8, 64, 64))
+    return source, str(path), str(two)
 
 
 def test_rows(files):

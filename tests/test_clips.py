@@ -63,6 +63,11 @@ def test_by_time_two_rates_show_the_same_moments():
     assert clips.step_of(4, 25, 0) == clips.step_of(4, 0, 30) == 4
 
 
+def test_by_time_clips_start_at_a_frame():
+    assert clips.centre_clip(10, 2, 1.5) == [3, 4]  # of starts 0 to 7
+    assert clips.test_clips(10, 2, 1.5, 4) == [[0, 1], [2, 3], [5, 6], [7, 8]]
+
+
 @pytest.mark.parametrize("key", [(0, 0, 1), (0, 1, 0), (1, 0, 0)])
 def test_draws_are_a_function_of_the_key(key):
     assert clips.generator(*key).random() == clips.generator(*key).random()

@@ -7,20 +7,10 @@ from onnx import numpy_helper
 from test_export import checkpoint, clips
 
 from nlzoo.export import __main__ as program
-from nlzoo.export.onnx import export_onnx
 from nlzoo.export.parity import ToleranceError, common, compare, draw_inputs
 from nlzoo.export.runtime import Runner
 from nlzoo.export.source import load_network
 from nlzoo.program import run
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A checkpoint, its network and its ONNX file."""
-    folder = tmp_path_factory.mktemp("parity")
-    source, model = checkpoint(folder / "c.ckpt")
-    export_onnx(source, folder / "m.onnx")
-    return source, model, folder / "m.onnx"
 
 
 def sabotage(path, part):
@@ -45,8 +35,8 @@ def sabotage(path, part):
 
 
 @pytest.mark.parametrize("part", ["weight", "channels", "scale"])
-def test_sabotage_is_found(files, part, capsys):
-    source, _, path = files
+def test_sabotage_is_found(exported, part, capsys):
+    source, _, path = exported
     program.main(["parity", source, str(path)])
     assert "top-1 agreement 100.0%" in capsys.readouterr().out
     with pytest.raises(SystemExit) as exit_:
@@ -99,14 +89,14 @@ def test_logits_and_log_probabilities_are_the_same_scores():
     assert compare(lambda x: x, lambda x: x.log_softmax(1), [x]).relative_l2 > 0.1
 
 
-def test_inputs_are_at_other_sizes_odd_ones_included(files):
-    model, spec = load_network(files[1], (2, 3, 8, 64, 64))
+def test_inputs_are_at_other_sizes_odd_ones_included(exported):
+    model, spec = load_network(exported[1], (2, 3, 8, 64, 64))
     shapes = {tuple(x.shape) for x in draw_inputs(spec, model)}
     assert shapes == {(2, 3, 8, 64, 64), (3, 3, 11, 67, 69), (8, 3, 8, 64, 64), (1, 3, 3, 31, 31)}
 
 
-def test_common_inputs(files):
-    source, model, path = files
+def test_common_inputs(exported):
+    source, model, path = exported
     with Runner(path) as runner:
         both = common(load_network(source)[1], runner.spec)
         assert both.wanted() == "(batch, 3, 8, 64, 64)"
@@ -117,19 +107,19 @@ def test_common_inputs(files):
             common(block, runner.spec)
 
 
-def test_two_sources_that_differ_are_told_apart(files, tmp_path, capsys):
+def test_two_sources_that_differ_are_told_apart(exported, tmp_path, capsys):
     torch.manual_seed(1)
     other, _ = checkpoint(tmp_path / "o.ckpt", non_local={"form": "dot_product"})
     with pytest.raises(SystemExit) as exit_:
-        program.main(["parity", files[0], other])
+        program.main(["parity", exported[0], other])
     assert exit_.value.code == 1
     with pytest.raises(SystemExit) as exit_:
-        run(program.main, ["parity", files[0], "i3d_r50_nl55"])
+        run(program.main, ["parity", exported[0], "i3d_r50_nl55"])
     assert exit_.value.code == 2
     assert "did you mean 'i3d_r50_nl5'" in capsys.readouterr().err
 
 
-def test_batches_of_clips_run(files):
-    with Runner(files[2]) as runner:
+def test_batches_of_clips_run(exported):
+    with Runner(exported[2]) as runner:
         for batch in (1, 8):
-            assert compare(files[1], runner, [clips(batch)]).relative_l2 <= 1e-5
+            assert compare(exported[1], runner, [clips(batch)]).relative_l2 <= 1e-5

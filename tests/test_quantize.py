@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from test_export import checkpoint, clips
+from test_export import clips, lively
 from torch import nn
 
 from nlzoo import NonLocalBlock, fit
@@ -26,13 +26,12 @@ from nlzoo.program import run
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(exported, tmp_path_factory):
     """A network, its fp32 file, and that in int8."""
-    folder = tmp_path_factory.mktemp("quantize")
-    source, model = checkpoint(folder / "c.ckpt")
-    export_onnx(source, folder / "m.onnx")
-    quantize(folder / "m.onnx", folder / "q.onnx", (clips(2, seed) for seed in range(4)))
-    return model, folder / "m.onnx", folder / "q.onnx"
+    _, model, path = exported
+    made = tmp_path_factory.mktemp("quantize") / "q.onnx"
+    quantize(path, made, (clips(2, seed) for seed in range(4)))
+    return model, path, made
 
 
 def test_every_convolution_outside_the_block_and_nothing_else(files):
@@ -117,11 +116,12 @@ def test_blocks_of_others_stay_float32(tmp_path):
 
 
 def test_raw_files(tmp_path):
-    source, model = checkpoint(tmp_path / "c.ckpt")
-    export_onnx(source, tmp_path / "m.onnx", raw=True)
-    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", [clips(2)])
+    model = lively("resnet8_cifar10")
+    export_onnx(model, tmp_path / "m.onnx", raw=True)
+    pixels = clips(2, side=32)[:, :, 0]
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", [pixels])
     with Runner(tmp_path / "q.onnx") as runner:
-        assert compare(model, runner, [clips(2)]).relative_l2 < 0.2
+        assert compare(model, runner, [pixels]).relative_l2 < 0.2
 
 
 def test_wrong_files_and_clips_leave_nothing(files, tmp_path):

@@ -122,14 +122,23 @@ def by_ray(videos, folder):
     return [sys.executable, str(folder / "by_ray.py")], {"RAY_TRAIN_V2_ENABLED": "1"}
 
 
-@pytest.mark.parametrize("launch", [by_lightning, by_torchrun, by_ray])
-def test_two_processes_train_as_one(videos, one, tmp_path, launch):
+@pytest.mark.parametrize("launch", [by_torchrun, by_ray])
+def test_launchers_train_as_one_process(videos, one, tmp_path, launch):
     if launch is by_ray:
         pytest.importorskip("ray", reason="ray is not installed")
     command, more = launch(videos, tmp_path)
     process = start(command, **more)
     _, error = process.communicate()
     assert process.returncode == 0, error
+    assert_same(one, tmp_path)
+
+
+def test_two_processes_train_as_one(one, two):
+    assert_same(one, two)
+
+
+def assert_same(one, tmp_path):
+    """Losses, files, and the best score of one process and of two."""
     torch.testing.assert_close(losses(tmp_path, 2), losses(one, 1), rtol=1e-5, atol=0)
     assert files(tmp_path / "run") == files(one / "run")
     rows = [(f / "run/metrics.csv").read_text().splitlines() for f in (one, tmp_path)]
@@ -153,14 +162,21 @@ def test_kubeflows_variables_are_enough(videos, one, tmp_path):
     torch.testing.assert_close(losses(tmp_path, 2), losses(one, 1), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_others_end_where_one_is_killed_and_the_run_goes_on(videos, tmp_path, rank):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    command = [sys.executable, "-m", "nlzoo.fit"]
-    process = start([*command, *options(videos, whole, 4), *DDP])
+@pytest.fixture(scope="module")
+def two(videos, tmp_path_factory):
+    """The folder of a run of two processes, with half of the batch each."""
+    folder = tmp_path_factory.mktemp("two")
+    command, _ = by_lightning(videos, folder)
+    process = start(command)
     assert process.wait() == 0, process.stderr.read()
+    return folder
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_others_end_where_one_is_killed_and_the_run_goes_on(videos, two, tmp_path, rank):
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    command = [sys.executable, "-m", "nlzoo.fit"]
     process = start([*command, *options(videos, killed, 4, pause=0.3), *DDP])
     first = psutil.Process(process.pid)
     seen = killed / f"loss{rank}.txt"
@@ -173,7 +189,7 @@ def test_others_end_where_one_is_killed_and_the_run_goes_on(videos, tmp_path, ra
     assert next(p.returncode for p in gone if p == first) != 0
     process = start([*command, *options(videos, killed, 4), *DDP])
     assert process.wait() == 0, process.stderr.read()
-    weights = [torch.load(f / "run/checkpoints/last.ckpt")["state_dict"] for f in (whole, killed)]
+    weights = [torch.load(f / "run/checkpoints/last.ckpt")["state_dict"] for f in (two, killed)]
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import onnx
 import pytest
 import torch
-from test_export import checkpoint, clips
+from test_export import clips
 from torch import nn
 
 from nlzoo import create_model
@@ -26,15 +26,6 @@ from nlzoo.watch import score_image, score_video, watch
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A checkpoint, its network and its ONNX file."""
-    folder = tmp_path_factory.mktemp("runtime")
-    source, model = checkpoint(folder / "c.ckpt")
-    export_onnx(source, folder / "m.onnx")
-    return source, model, folder / "m.onnx"
-
-
-@pytest.fixture(scope="module")
 def video(tmp_path_factory):
     path = tmp_path_factory.mktemp("video") / "v.mp4"
     write_video(path, torch.randint(0, 256, (20, 64, 80, 3), dtype=torch.uint8), 10)
@@ -42,10 +33,10 @@ def video(tmp_path_factory):
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "openvino"])
-def test_every_runtime_computes_the_network(files, runtime):
+def test_every_runtime_computes_the_network(exported, runtime):
     if runtime == "openvino" and not importlib.util.find_spec("openvino"):
         pytest.skip("openvino is not installed")
-    source, model, path = files
+    source, model, path = exported
     with Runner(source if runtime == "eager" else path, runtime, threads=1) as runner:
         assert compare(model, runner, [clips(3), clips(1)]).relative_l2 <= 1e-5
         first = runner(clips(2))
@@ -56,19 +47,19 @@ def test_every_runtime_computes_the_network(files, runtime):
 
 
 @pytest.mark.slow
-def test_compiled(files):
-    with Runner(files[0], "compile") as runner:
-        assert compare(files[1], runner, [clips(2)]).relative_l2 <= 1e-5
+def test_compiled(exported):
+    with Runner(exported[0], "compile") as runner:
+        assert compare(exported[1], runner, [clips(2)]).relative_l2 <= 1e-5
 
 
-def test_threads_of_the_process_stay_as_they_are(files):
+def test_threads_of_the_process_stay_as_they_are(exported):
     before = torch.get_num_threads()
-    with Runner(files[0], threads=before + 1) as runner:
+    with Runner(exported[0], threads=before + 1) as runner:
         runner(clips(1))
     assert torch.get_num_threads() == before
 
 
-def test_one_runner_a_thread(files):
+def test_one_runner_a_thread(exported):
     errors = []
 
     def use(runner):
@@ -77,30 +68,30 @@ def test_one_runner_a_thread(files):
         except RuntimeError as error:
             errors.append(str(error))
 
-    with Runner(files[2]) as runner:
+    with Runner(exported[2]) as runner:
         thread = threading.Thread(target=use, args=(runner,))
         thread.start()
         thread.join()
     assert "another thread" in errors[0]
 
 
-def test_shapes_and_dtypes_are_checked_before_the_call(files):
-    with Runner(files[2]) as runner:
+def test_shapes_and_dtypes_are_checked_before_the_call(exported):
+    with Runner(exported[2]) as runner:
         with pytest.raises(ValueError, match=r"\(1, 3, 8, 32, 32\), wanted \(batch, 3, 8, 64, 64"):
             runner(clips(1, side=32))
         with pytest.raises(ValueError, match=r"dtype torch.float64, wanted torch.float32"):
             runner(clips(1).double())
     with pytest.raises(ValueError, match="unknown runtime 'onnxrt'; did you mean 'onnxruntime'"):
-        Runner(files[2], "onnxrt")
+        Runner(exported[2], "onnxrt")
 
 
-def test_files_that_cannot_be_run(files, tmp_path, capsys):
+def test_files_that_cannot_be_run(exported, tmp_path, capsys):
     (tmp_path / "text.onnx").write_text("hello")
-    (tmp_path / "part.onnx").write_bytes(files[2].read_bytes()[:5000])
-    file = onnx.load(files[2])
+    (tmp_path / "part.onnx").write_bytes(exported[2].read_bytes()[:5000])
+    file = onnx.load(exported[2])
     onnx.save(file, tmp_path / "apart.onnx", save_as_external_data=True, location="apart.data")
     (tmp_path / "apart.data").unlink()
-    file = onnx.load(files[2])
+    file = onnx.load(exported[2])
     del file.metadata_props[:]
     onnx.save(file, tmp_path / "foreign.onnx")
     messages = {
@@ -126,22 +117,22 @@ def answers(capsys, *argv):
     return {top["class"]: top["score"] for top in answer["top"]}
 
 
-def test_run_prints_what_predict_prints(files, video, capsys):
-    found = answers(capsys, files[2], video)
-    scores, _ = score_video(files[1], video, 10, 1)
+def test_run_prints_what_predict_prints(exported, video, capsys):
+    found = answers(capsys, exported[2], video)
+    scores, _ = score_video(exported[1], video, 10, 1)
     assert found == pytest.approx(dict(zip("ab", scores.tolist(), strict=True)), abs=1e-5)
 
 
-def test_files_of_others_run_with_what_is_told(files, video, tmp_path, capsys):
-    file = onnx.load(files[2])
+def test_files_of_others_run_with_what_is_told(exported, video, tmp_path, capsys):
+    file = onnx.load(exported[2])
     del file.metadata_props[:]
     onnx.save(file, tmp_path / "foreign.onnx")
     (tmp_path / "names.txt").write_text("a\nb\n")
     told = ("--clip", "8x1", "--crop", "64", "--classes", tmp_path / "names.txt")
-    wanted = answers(capsys, files[2], video)
+    wanted = answers(capsys, exported[2], video)
     assert answers(capsys, tmp_path / "foreign.onnx", video, *told) == pytest.approx(wanted)
     with pytest.raises(ValueError, match="leave --clip out"):
-        program.main(["run", str(files[2]), str(video), *map(str, told)])
+        program.main(["run", str(exported[2]), str(video), *map(str, told)])
     with pytest.raises(ValueError, match="--clip FRAMESxSTRIDE is missing"):
         program.main(["run", str(tmp_path / "foreign.onnx"), str(video), "--crop", "64"])
     with pytest.raises(ValueError, match="expected --clip FRAMESxSTRIDE"):
@@ -188,11 +179,11 @@ def test_networks_without_preprocessing_say_so(tmp_path):
         assert torch.equal(runner(torch.ones(5, 3, 4)), torch.full((5, 3, 4), 2.0))
 
 
-def test_running_a_file_loads_no_network_and_no_trainer(files, video):
+def test_running_a_file_loads_no_network_and_no_trainer(exported, video):
     code = (
         "import sys; from nlzoo.export import __main__ as p; p.main(sys.argv[1:]);"
         "print({'lightning', 'timm', 'pytorchvideo', 'matplotlib'} & {*sys.modules})"
     )
-    command = [sys.executable, "-c", code, "run", str(files[2]), str(video), "--clips", "1"]
+    command = [sys.executable, "-c", code, "run", str(exported[2]), str(video), "--clips", "1"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert text.splitlines()[-1] == "set()"
