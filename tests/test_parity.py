@@ -1,5 +1,8 @@
 """Two forms of one network, compared: what is wrong is found, and named."""
 
+from dataclasses import replace
+from math import inf
+
 import onnx
 import pytest
 import torch
@@ -7,9 +10,10 @@ from onnx import numpy_helper
 from test_export import checkpoint, clips
 
 from nlzoo.export import __main__ as program
-from nlzoo.export.parity import ToleranceError, common, compare, draw_inputs
+from nlzoo.export.parity import Parity, ToleranceError, common, compare, draw_inputs
 from nlzoo.export.runtime import Runner
-from nlzoo.export.source import load_network
+from nlzoo.export.spec import Spec
+from nlzoo.preprocessing import Preprocessing
 from nlzoo.program import run
 
 
@@ -89,22 +93,102 @@ def test_logits_and_log_probabilities_are_the_same_scores():
     assert compare(lambda x: x, lambda x: x.log_softmax(1), [x]).relative_l2 > 0.1
 
 
-def test_inputs_are_at_other_sizes_odd_ones_included(exported):
-    model, spec = load_network(exported[1], (2, 3, 8, 64, 64))
-    shapes = {tuple(x.shape) for x in draw_inputs(spec, model)}
-    assert shapes == {(2, 3, 8, 64, 64), (3, 3, 11, 67, 69), (8, 3, 8, 64, 64), (1, 3, 3, 31, 31)}
+def test_what_is_said_of_a_parity():
+    one = Parity(0.25, 0.5, 2 / 3, 12.3456, "sample 1 of an input (2, 4)")
+    said = (
+        "relative L2 5.00e-01, max abs 2.50e-01 of 12.3, top-1 agreement 66.7%; "
+        "worst: sample 1 of an input (2, 4)"
+    )
+    assert str(one) == said
+    one.check(0.5)
+    for parity, tolerance, more in (
+        (one, 0.4999, ""),
+        (replace(one, relative_l2=inf), 1, "; no numbers come out: beyond float16's range?"),
+        (replace(one, relative_l2=inf, largest=inf), 1, "; the reference itself gives no numbers"),
+    ):
+        with pytest.raises(ToleranceError) as error:
+            parity.check(tolerance)
+        assert str(error.value) == f"parity is out of tolerance {tolerance:g}: {parity}{more}"
 
 
-def test_common_inputs(exported):
-    source, model, path = exported
-    with Runner(path) as runner:
-        both = common(load_network(source)[1], runner.spec)
-        assert both.wanted() == "(batch, 3, 8, 64, 64)"
-        other = load_network(model, (2, 3, 8, 96, 96))[1]
-        assert common(other, runner.spec).shape == (2, 3, 8, 64, 64)
-        block = load_network(torch.nn.ReLU(), (2, 3, 8))[1]
-        with pytest.raises(ValueError, match="nothing fits both"):
-            common(block, runner.spec)
+def spec(shape, dynamic=(), seen=None):
+    return Spec("net", "", "", "", "0", "fp32", False, shape, dynamic, seen)
+
+
+def shapes(*drawn):
+    return [tuple(x.shape) for x in drawn]
+
+
+ALL = ("batch", "frames", "height", "width")
+
+
+def test_inputs_are_at_other_sizes_odd_ones_included():
+    inputs = draw_inputs(spec((2, 3, 8, 64, 62), ALL), abs)
+    assert shapes(*inputs) == [
+        (2, 3, 8, 64, 62), (8, 3, 8, 64, 62), (3, 3, 11, 67, 67), (1, 3, 3, 31, 31),
+    ]  # fmt: skip
+    assert inputs[0].dtype == torch.float32
+    assert inputs[0].min() < -1  # noise, not pixels
+    again = draw_inputs(spec((2, 3, 8, 64, 62), ALL), abs)
+    assert all(map(torch.equal, inputs, again))
+    pixels = draw_inputs(spec((1, 3, 16, 16), ("batch",), Preprocessing()), abs)
+    assert shapes(*pixels) == [(1, 3, 16, 16), (8, 3, 16, 16), (3, 3, 16, 16), (1, 3, 16, 16)]
+    assert pixels[1].dtype == torch.uint8
+    assert (pixels[1].min(), pixels[1].max()) == (0, 255)
+    assert shapes(*draw_inputs(spec((2, 3, 1)), abs)) == [(2, 3, 1)] * 4
+    assert shapes(*draw_inputs(spec((2, 3, 1), ("length",)), abs))[3] == (2, 3, 1)
+
+
+def test_inputs_are_within_a_profile():
+    within = ((2, 3, 20), (4, 3, 24))
+    found = draw_inputs(spec((2, 3, 22), ("batch", "length")), abs, [within])
+    assert shapes(*found) == [(2, 3, 22), (4, 3, 22), (3, 3, 24), (2, 3, 20)]
+
+
+def picky(most, least=0):
+    """A network that refuses inputs longer than `most` and shorter than `least`."""
+
+    def net(x):
+        if not least <= x.shape[2] <= most:
+            raise AssertionError("too " + ("long" if x.shape[2] > most else "short"))
+        return x
+
+    return net
+
+
+def test_sizes_that_a_network_refuses():
+    free = spec((2, 3, 22), ("batch", "length"))
+    assert len(draw_inputs(free, picky(99, 12))) == 3  # smaller ones are left out
+    with pytest.raises(ValueError, match=r"^net itself refuses an input \(3, 3, 25\): it is not "):
+        draw_inputs(free, picky(24))
+    with pytest.raises(ValueError, match=r"free in batch, length: too long$"):
+        draw_inputs(free, picky(24))
+    first = r"^net itself refuses an input \(2, 3, 22\), torch.float32; a network has one input, "
+    with pytest.raises(ValueError, match=first + "whose --shape is given: too long$"):
+        draw_inputs(free, picky(20))
+
+    def silent(x):
+        if len(x) != 2:
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"not free in batch, length: AssertionError$"):
+        draw_inputs(free, silent)
+
+
+def test_common_inputs():
+    a = spec((2, 3, 8, 64, 64), ("batch", "height"))
+    b = spec((1, 3, 8, 96, 64), ("batch", "frames"))
+    both = common(a, b)
+    assert (both.shape, both.dynamic) == ((2, 3, 8, 96, 64), ("batch",))
+    assert both == replace(a, shape=both.shape, dynamic=both.dynamic)
+    inputs = r"inputs \(batch, 3, 8, height, 64\) and "
+    for other, more in (
+        (spec((2, 3, 8, 64)), r"\(2, 3, 8, 64\) differ: nothing fits both$"),
+        (replace(b, preprocessing=Preprocessing()), "differ: nothing fits both$"),
+        (spec((2, 3, 9, 64, 64)), "nothing fits both; --shape is that of a network$"),
+    ):
+        with pytest.raises(ValueError, match=inputs + ".*" + more):
+            common(a, other)
 
 
 def test_two_sources_that_differ_are_told_apart(exported, tmp_path, capsys):
