@@ -67,7 +67,8 @@ def test_every_annotation_of_real_images_arrives(split):
     known = coco.COCO()
     known.dataset = truth
     known.createIndex()
-    data = module(SMALL, train=split, val=split, flip=0.0, batch_size=1)
+    with pytest.warns(UserWarning, match="split-overlap"):  # one for both
+        data = module(SMALL, train=split, val=split, flip=0.0, batch_size=1)
     assert data._checked["val"].report.dropped == {}
     ids = sorted(c["id"] for c in truth["categories"])
     assert data.wishes["category_ids"] == ids
@@ -269,11 +270,12 @@ def test_pairs_that_are_none(pairs, message):
 def test_sigmas_and_pairs_of_other_keypoints(sample):
     data = module(sample, wants="keypoints")
     assert data.wishes["keypoints"] == KEYPOINTS
-    assert data.wishes["flip"] == [[2, 3], [5, 6]]
+    assert data._checked["train"].pairs == [(2, 3), (5, 6)]
     assert data.wishes["sigmas"] == [0.05] * 7
     assert data.wishes["skeleton"][0] == [0, 1]
-    pairs = [["left_hand", "left_foot"]]
-    assert module(sample, wants="keypoints", flip_pairs=pairs).wishes["flip"] == [[2, 5]]
+    named = [["left_hand", "left_foot"]]
+    other = module(sample, wants="keypoints", flip_pairs=named)
+    assert other._checked["train"].pairs == [(2, 5)]
     assert module(sample, wants="keypoints", sigmas=[0.1] * 7).wishes["sigmas"] == [0.1] * 7
     with pytest.raises(ValueError, match="3 numbers for 7 keypoints"):
         module(sample, wants="keypoints", sigmas=[0.1] * 3)
