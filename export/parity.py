@@ -65,7 +65,8 @@ def compare(
         if log_probabilities:
             a, b = a.log_softmax(1), b.log_softmax(1)
         error = (a - b).flatten(1).norm(dim=1).nan_to_num(nan=inf, posinf=inf)
-        total = float((error.norm() / a.norm()).nan_to_num(nan=inf)) if error.any() else 0.0
+        share = (error.norm() / a.norm()).nan_to_num(nan=inf, posinf=inf)
+        total = float(share) if error.any() else 0.0
         worst = f"sample {int(error.argmax())} of an input {tuple(batch.shape)}"
         agree = a.argmax(1) == b.argmax(1)
         rows.append((total, float((a - b).abs().max()), agree, float(a.abs().max()), worst))
@@ -117,7 +118,7 @@ def _takes(reference: Network, inputs: list[Tensor], spec: Spec) -> bool:
             if x is inputs[0]:
                 raise ValueError(
                     f"{spec.model} itself refuses an input {tuple(x.shape)}, {x.dtype}; a network "
-                    f"has one input, whose --shape is given: {error or type(error).__name__}"
+                    f"has one input, whose --shape is given: {str(error) or type(error).__name__}"
                 ) from error
             raise ValueError(
                 f"{spec.model} itself refuses an input {tuple(x.shape)}: it is not free in "

@@ -64,11 +64,23 @@ def test_figures_are_those_of_the_outputs():
     assert found.worst == "sample 0 of an input (2, 4)"
 
 
+def test_the_worst_is_relative():
+    """Of the larger numbers the error is larger, but not where it is compared with them."""
+    outputs = {1: torch.tensor([[100.0, 0]]), 2: torch.tensor([[1.0, 0], [1, 0]])}
+    errors = {1: torch.tensor([[0.0, 2]]), 2: torch.tensor([[0.0, 0], [0, 1]])}
+    inputs = [torch.zeros(1, 4), torch.zeros(2, 4), torch.zeros(2, 4)]
+    found = compare(lambda x: outputs[len(x)], lambda x: outputs[len(x)] + errors[len(x)], inputs)
+    assert found.worst == "sample 1 of an input (2, 4)"
+
+
 def test_what_is_not_a_number_is_out_of_tolerance():
     ones = torch.ones(2, 3).cumsum(1)
     found = compare(lambda x: ones, lambda x: ones / 0, [torch.zeros(2, 4)])
     with pytest.raises(ToleranceError):
         found.check(1e9)
+    for bad in (torch.nan, torch.inf):
+        one = compare(lambda x: ones[:1], lambda x, bad=bad: ones[:1] + bad, [torch.zeros(1, 4)])
+        assert one.relative_l2 == inf
     zero = compare(torch.zeros_like, torch.zeros_like, [torch.zeros(2, 4)])
     assert zero.relative_l2 == 0
 
@@ -135,6 +147,7 @@ def test_inputs_are_at_other_sizes_odd_ones_included():
     assert shapes(*pixels) == [(1, 3, 16, 16), (8, 3, 16, 16), (3, 3, 16, 16), (1, 3, 16, 16)]
     assert pixels[1].dtype == torch.uint8
     assert (pixels[1].min(), pixels[1].max()) == (0, 255)
+    assert shapes(*draw_inputs(spec((6, 3, 5), ("batch",)), abs))[3] == (1, 3, 5)
     assert shapes(*draw_inputs(spec((2, 3, 1)), abs)) == [(2, 3, 1)] * 4
     assert shapes(*draw_inputs(spec((2, 3, 1), ("length",)), abs))[3] == (2, 3, 1)
 
@@ -173,6 +186,8 @@ def test_sizes_that_a_network_refuses():
 
     with pytest.raises(ValueError, match=r"not free in batch, length: AssertionError$"):
         draw_inputs(free, silent)
+    with pytest.raises(ValueError, match=r"--shape is given: AssertionError$"):
+        draw_inputs(spec((3, 3, 22)), silent)
 
 
 def test_common_inputs():
