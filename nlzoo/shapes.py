@@ -74,6 +74,8 @@ def _rle_faults(rle: dict[str, Any], height: int, width: int) -> Iterator[Fault]
         return
     if (counts < 0).any():
         yield "rle-counts", f"a negative count {int(counts.min())}"
+    elif (counts > height * width).any():  # their sum may be beyond 64 bits
+        yield "rle-counts", f"a count of {int(counts.max())} in {height * width} pixels"
     elif counts.sum() != height * width:
         yield "rle-counts", f"counts of {int(counts.sum())} pixels where there are {height * width}"
 
@@ -83,9 +85,11 @@ def _counts(counts: Any) -> np.ndarray:
 
     Raises:
         TypeError: neither a list of integers nor a string.
-        ValueError: a string that is none of COCO's.
+        ValueError: a string that is none of COCO's, or a number beyond 64 bits.
     """
     if isinstance(counts, list) and all(type(n) is int for n in counts):
+        if max(map(abs, counts), default=0) >= 2**63:
+            raise ValueError("counts hold a number beyond 64 bits")
         return np.array(counts, dtype=np.int64)
     if not isinstance(counts, str | bytes):
         raise TypeError(f"counts are a {type(counts).__name__}, not integers or a string")

@@ -78,8 +78,7 @@ def _check(given: Namespace, rules: Rules, report: Report) -> None:
         names = [image["file_name"] for image in made["images"]]
         check_overlap(names, find_folder(root, train, made["images"]), checked)
     if given.results:
-        images, categories = set(checked.found.ids.tolist()), set(checked.table.ids)
-        check_results(Path(given.results), images, categories, report)
+        check_results(Path(given.results), checked)
 
 
 PROGRAMS: Subcommands = {"check": (check_parser, check)}
