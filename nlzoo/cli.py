@@ -24,6 +24,7 @@ from nlzoo.data.charades import Charades
 from nlzoo.data.coco import Coco
 from nlzoo.data.images import Images
 from nlzoo.data.kinetics import Kinetics
+from nlzoo.data.labelled import check_least
 from nlzoo.data.sample import make_sample
 from nlzoo.data.sample_actions import make_actions
 from nlzoo.data.sample_coco import make_coco
@@ -98,7 +99,17 @@ def _parse(text: str, source: str) -> dict[str, Any]:
     for key in recipe:
         if key not in SECTIONS:
             raise ValueError(f"{source}: unknown key {key!r}{nearest(str(key), SECTIONS)}")
+    for key in filter(recipe.__contains__, GROUPS):
+        _check_section(source, key, recipe[key])
     return recipe
+
+
+def _check_section(source: str, key: str, section: Any) -> None:
+    if not isinstance(section, dict):
+        wrong = "is empty" if section is None else f"is {section!r}"
+        raise ValueError(f"{source}: {key} {wrong}; give its keys, or remove it")
+    if "init_args" in section:
+        _check_section(source, f"{key}.init_args", section["init_args"])
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -270,12 +281,16 @@ def build(
     options["plugins"] = [*_listed(options["plugins"]), WholeFiles()]
     if options["logger"] is None:  # Lightning would begin the events before data are looked at
         options["logger"], folder.events = False, True
-    try:
-        made = Trainer(**options)
-    except MisconfigurationException as error:
-        raise ValueError(f"trainer: {error}") from error
+    made = _make_trainer(options)
     check_devices(made)
     return task, data, made
+
+
+def _make_trainer(options: dict[str, Any]) -> Trainer:
+    try:
+        return Trainer(**options)
+    except (ImportError, MisconfigurationException) as error:
+        raise ValueError(f"trainer: {error}") from error
 
 
 def check_devices(trainer: Trainer) -> None:
@@ -296,11 +311,14 @@ def _listed(given: Any) -> list[Any]:
 def dry_build(config: Namespace) -> tuple[Any, Trainer, tuple[int, ...]]:
     """Task, trainer and the shape of a device's batch: no data are read, no weights fetched."""
     quiet()
+    data = config.data.init_args
+    check_least(1, **{key: data[key] for key in ("batch_size", "frames") if key in data})
+    check_least(0, crop=data.get("crop", 0))
     eager = {"compile": False} if "compile" in config.task.init_args else {}
     task = _instance(config.task, pretrained=False, **eager)
-    data, pre = config.data.init_args, task.preprocessing
+    pre = task.preprocessing
     options = recipe_parser().instantiate(Namespace(trainer=config.trainer)).trainer.as_dict()
-    trainer = Trainer(**options | {"logger": False, "enable_checkpointing": False})
+    trainer = _make_trainer(options | {"logger": False, "enable_checkpointing": False})
     if pre.task == "detection":  # a wide image, padded
         size = [canvas_side(side) for side in (pre.test_size, pre.test_crop)]
     else:

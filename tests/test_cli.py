@@ -139,6 +139,10 @@ def test_a_cpu_is_not_flooded_with_processes(tmp_path, monkeypatch):
         ("task: {class_path: Classification, init_args: {modle: x}}", "did you mean 'model'"),
         ("just text", "is not a recipe"),
         ("a: [", "line 1: not valid YAML"),
+        ("task:", r"wrong\.yaml: task is empty; give its keys, or remove it"),
+        ("data: 3", "data is 3; give its keys"),
+        ("task: {class_path: Classification, init_args: }", r"task\.init_args is empty"),
+        ("trainer:", "trainer is empty; give its keys"),
         ("trainer: {max_step: 3}", "did you mean 'max_steps'"),
     ],
 )

@@ -47,6 +47,21 @@ def test_a_recipe_needs_no_data(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--data.batch_size", "0"), "^batch_size = 0: expected 1 or more"),
+        (("--data.frames", "0"), "^frames = 0: expected 1 or more"),
+        (("--data.crop", "-8"), "^crop = -8: expected 0 or more"),
+        (("--trainer.accelerator", "tpu"), "^trainer: "),
+        (("--trainer.accelerator", "gpu", "--trainer.devices", "99"), "^trainer: "),
+    ],
+)
+def test_what_cannot_be_estimated_is_named(option, message):
+    with pytest.raises(ValueError, match=message):
+        main(["--recipe", "i3d_kinetics", "--estimate", *option])
+
+
 STEPS = """
 import re, sys, torch
 from pathlib import Path

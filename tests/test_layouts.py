@@ -34,6 +34,7 @@ def split_of(root, split="train", classes=""):
     return list(zip(paths, found.labels, strict=True)), names, list(found.missing)
 
 
+HEAD = "label,youtube_id,time_start,time_end"
 OFFICIAL = """label,youtube_id,time_start,time_end,split,is_cc
 "riding a bike",-abcdefghij,1,11,train,0
 zumba,abcdefghijk,20,30,train,0
@@ -197,6 +198,13 @@ def test_lists_of_folders_of_frames(tmp_path):
         ({"train__txt": "v.mp4\n"}, r"line 1: expected `path label`"),
         ({"train__csv": "youtube_id,time_start,time_end\na,1,2\n"}, "no column label"),
         ({"train__csv": "label,youtube_id,time_start,time_end\nx,a,1,\n"}, "line 2.*numbers"),
+        ({"train__csv": f"{HEAD}\nx,a,1,inf\n"}, r"train\.csv, line 2: time_start and"),
+        ({"train__csv": f"{HEAD}\nx,a,1,2\n,b,1,2\n"}, r"train\.csv, line 3: no label; give"),
+        ({"train__csv": "youtube_id,time_start,time_end,label\na,1,2\n"}, "line 2: no label"),
+        ({"train__csv": "id,actions,length\n,c1 0 1,3\n"}, "line 2: no id; give it"),
+        ({"train__csv": f'{HEAD}\nx,a,1,2\n"x,b,1,2\nx,c,1,2\n'}, "line 3: .*quote not closed"),
+        ({"train__csv": f'{HEAD}\n"x,b,1,2\n' + "x,c,1,2\n" * 20_000}, "line 2: field larger"),
+        ({"train__csv": "x" * 200_000}, r"line 1: expected `path label`"),
         ({"a_train__csv": "v.mp4 0", "b_train__csv": "v.mp4 0"}, "more than one list"),
         ({"train__txt": "v.mp4 0\n", "classes__txt": "a\na\n"}, "'a' is there twice"),
         ({"train__txt": "v.mp4 0\n", "classes__txt": ""}, "no class name"),

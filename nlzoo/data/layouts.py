@@ -257,32 +257,45 @@ def _list_rows(files: Files, path: Path, split: str, multilabel: bool) -> Iterat
     """Kinetics' own CSV where the header has youtube_id, Charades' actions; else `path label`."""
     text = read_text(path)
     lines = io.StringIO(text)
-    head = {*next(csv.reader([text.partition("\n")[0]]), ())}
+    first = text.partition("\n")[0][: csv.field_size_limit()]
+    head = {*next(csv.reader([first]), ())}
     if "youtube_id" in head:
-        yield from _official_rows(files, path, csv.DictReader(lines), split)
+        yield from _official_rows(files, path, head, lines, split)
     elif {"id", "actions", "length"} <= head:
-        table = csv.DictReader(lines)
-        for row in table:
-            where, found = f"{path}, line {table.line_num}", files.named([row["id"]], "", split)
-            yield Row(where, row["id"], row["actions"] or "", found, length=row["length"] or "")
+        for where, row in _records(path, lines, "id"):
+            found = files.named([row["id"]], "", split)
+            yield Row(where, row["id"], row["actions"], found, length=row["length"])
     else:
         yield from _plain_rows(files, path, lines, multilabel)
 
 
+def _records(
+    path: Path, lines: Iterable[str], *needed: str
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row of a CSV is, and its cells by the header; one that is not there is empty."""
+    table, start = csv.DictReader(lines, restval="", strict=True), 2
+    try:
+        for row in table:
+            where, start = f"{path}, line {table.line_num}", table.line_num + 1
+            if empty := [key for key in needed if not row[key]]:
+                raise ValueError(f"{where}: no {empty[0]}; give it, or remove the line")
+            yield where, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {start}: {error}; is a quote not closed?") from error
+
+
 def _official_rows(
-    files: Files, path: Path, rows: "csv.DictReader[str]", split: str
+    files: Files, path: Path, head: set[str], lines: Iterable[str], split: str
 ) -> Iterator[Row]:
-    needed = {"label", "youtube_id", "time_start", "time_end"}
-    if absent := needed - set(rows.fieldnames or ()):
+    if absent := {"label", "youtube_id", "time_start", "time_end"} - head:
         raise ValueError(
             f"{path} has no column {', '.join(sorted(absent))}: videos need labels "
             f"(Kinetics' test lists have none; use the validation list)"
         )
-    for row in rows:
-        where = f"{path}, line {rows.line_num}"
+    for where, row in _records(path, lines, "label", "youtube_id"):
         try:
             start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
-        except (TypeError, ValueError) as error:
+        except (OverflowError, ValueError) as error:
             raise ValueError(f"{where}: time_start and time_end must be numbers") from error
         name = f"{row['youtube_id']}_{start:06d}_{end:06d}"
         found = files.named((name, row["youtube_id"]), row["label"], split)
