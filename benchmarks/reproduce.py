@@ -124,9 +124,11 @@ def results() -> str:
     parts.append(MEASURED_HEAD)
     for file in sorted(RESULTS.glob("*.json")):
         if not file.stem.startswith("paper_"):
-            document = json.loads(file.read_text("utf-8"))
             parts += [f"\n### {file.stem}\n", _docstring(file.stem)]
-            parts += [f"\n{part}\n" for part in _shown(document)]
+            page = ROOT / "docs" / f"{file.stem.replace('_', '-')}.md"
+            document = json.loads(file.read_text("utf-8"))
+            shown = [f"See [{page.name}]({page.name})."] if page.exists() else _shown(document)
+            parts += [f"\n{part}\n" for part in shown]
     return "".join(parts)
 
 
