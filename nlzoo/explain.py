@@ -217,9 +217,10 @@ def _arrow(
 
 
 def _label(axes: Axes, x: float, top: float, bottom: float, text: str) -> None:
-    """Above a box, or below one that is at the top, so that nothing of it is covered."""
-    room = top > 0.1 * abs(axes.get_ylim()[0])
-    y, shift, side = (top, 3, "bottom") if room else (bottom, -3, "top")
+    """Above a box, or below one that is at the top; where there is room for neither, inside."""
+    height = axes.get_ylim()[0]
+    above, below = top > 0.1 * height, bottom < 0.9 * height
+    y, shift, side = (top, 3, "bottom") if above else (bottom if below else top, -3, "top")
     label = axes.annotate(
         text,
         (x, y),

@@ -246,6 +246,16 @@ def test_a_weight_covers_nothing_of_its_box(top: int) -> None:
     assert max(edges) < top or min(edges) > top + 20
 
 
+def test_the_weight_of_a_box_as_large_as_the_frame_is_in_the_frame() -> None:
+    axes = Figure(figsize=(2, 2)).subplots()
+    axes.imshow(torch.zeros(32, 32))
+    _label(axes, 0, 0, 32, "0.5")
+    axes.figure.canvas.draw()
+    frame, label = axes.get_window_extent(), axes.texts[0]
+    assert frame.contains(*axes.transData.transform(label.xy))  # else it is not drawn
+    assert all(frame.contains(x, y) for x, y in label.get_window_extent().corners())
+
+
 def test_a_failed_picture_leaves_the_old_one(tmp_path: Path) -> None:
     frames = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
     looks = look(network(), frames.permute(3, 0, 1, 2)[None])
