@@ -2,10 +2,9 @@
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +102,14 @@ def answer_objects(
     Raises as `answer` and `look_at_objects`.
     """
     pre = model.preprocessing
-    found_all, names = CocoFile(pre), Counter[str]()
+    found_all, names = CocoFile(pre), set[str]()
 
     def watch_one(file: Any) -> Answer:
         found = detect(model, file, threshold)
         found_all.add(found)
         result = found.answer(pre)
         if draw:
-            stem = Path(str(file)).stem
-            names[stem] += 1
-            more = f"_{names[stem]}" if names[stem] > 1 else ""
-            picture = Path(draw) / f"{stem}{more}.png"
+            picture = Path(draw) / f"{own_name(Path(str(file)).stem, names)}.png"
             draw_objects(found, pre, picture)
             result["picture"] = str(picture)
         if look:
@@ -126,6 +122,14 @@ def answer_objects(
     finally:
         if coco and found_all.images:
             found_all.write(Path(coco))
+
+
+def own_name(stem: str, taken: set[str]) -> str:
+    """The stem, or STEM_2, STEM_3, ..., whichever is the first not yet taken; now it is."""
+    names = chain([stem], (f"{stem}_{number}" for number in count(2)))
+    name = next(name for name in names if name not in taken)
+    taken.add(name)
+    return name
 
 
 def show(answers: Sequence[Answer]) -> None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nlzoo.answer import answer, find_all
+from nlzoo.answer import answer, find_all, own_name
 from nlzoo.preprocessing import Unreadable
 
 
@@ -44,3 +44,9 @@ def test_files_that_fail_are_answers_too(capsys):
             assert json.loads(out)[1] == {"file": "bad", "error": "not an image"}
     with pytest.raises(Unreadable, match=r"bad: not an image \(and 1 more\)"):
         answer(["bad", "bad too"], watch, as_json=True)
+
+
+def test_files_of_one_name_have_pictures_of_their_own():
+    taken = set()
+    names = [own_name(stem, taken) for stem in ("a", "a", "a_2", "b", "a")]
+    assert names == ["a", "a_2", "a_2_2", "b", "a_3"]
