@@ -12,6 +12,7 @@ from nlzoo.program import (
     Subcommands,
     add_answer_options,
     add_subcommands,
+    check_answer_options,
     make_parser,
     numbers,
     parse_options,
@@ -280,6 +281,7 @@ def run_file(options: Namespace) -> None:
     from nlzoo.export.runtime import Runner
     from nlzoo.watch import watch
 
+    check_answer_options(options)
     runner = Runner(options.file, options.runtime, preprocessing=foreign_preprocessing(options))
     files = find_all(options.videos, images=not runner.preprocessing.frames)
     views = options.clips, options.crops

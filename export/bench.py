@@ -19,7 +19,7 @@ from nlzoo.export.matching import DetectionParity, compare_detections, draw_canv
 from nlzoo.export.parity import Parity, common, compare
 from nlzoo.export.runtime import RUNTIMES, Runner
 from nlzoo.export.spec import Spec
-from nlzoo.export.timing import LEAST_ROUNDS, Times, interleaved, interval, ratio
+from nlzoo.export.timing import Times, interleaved, interval, ratio
 from nlzoo.names import check_choice
 from nlzoo.preprocessing import UNREADABLE
 
@@ -105,8 +105,6 @@ def measure(entries: Sequence[Entry], batches: Sequence[int], rounds: int) -> li
     Raises:
         ValueError: too few rounds; a shape that a file does not take.
     """
-    if rounds < LEAST_ROUNDS:
-        raise ValueError(f"rounds = {rounds}: give at least {LEAST_ROUNDS}, fewer tell nothing")
     spec = reduce(common, (entry.runner.spec for entry in entries))
     started = [(batch, _start(entries, _clips(spec, batch))) for batch in batches]
     rows = []

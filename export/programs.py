@@ -99,10 +99,12 @@ def bench(options: Namespace) -> None:
     """Measure, write the JSON, show the table."""
     from nlzoo.export.bench import measure, opened, settings, stages
     from nlzoo.export.report import show
-    from nlzoo.export.timing import machine
+    from nlzoo.export.timing import LEAST_ROUNDS, machine
     from nlzoo.files import write_whole
 
     refuse_overwriting(options.sources, options.output, ".json")
+    if options.rounds < LEAST_ROUNDS:
+        raise ValueError(f"--rounds {options.rounds}: {LEAST_ROUNDS} at least, fewer tell nothing")
     results: dict[str, Any] = {"settings": settings(options.threads, options.rounds)}
     batches = list(dict.fromkeys(numbers("batch", options.batch)))
     if not batches:

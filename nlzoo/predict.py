@@ -9,13 +9,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from nlzoo.answer import answer, answer_objects, find_all
 from nlzoo.models import load_model
-from nlzoo.program import add_answer_options, make_parser, parse_options, run
+from nlzoo.program import (
+    add_answer_options,
+    check_answer_options,
+    make_parser,
+    parse_options,
+    run,
+)
 from nlzoo.watch import At, watch
 
 
 def main(argv: Sequence[str]) -> None:
     """Load, read, predict, look; one table or one JSON document."""
     options = parse_options(parser(), argv)
+    check_answer_options(options)
     filetypes = FigureCanvasAgg.get_supported_filetypes()
     at = position(options.at)
     if at and not options.look:

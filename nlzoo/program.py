@@ -110,6 +110,16 @@ def add_answer_options(parser: ArgumentParser) -> None:
     objects.add_argument("--coco", default="", help="file for them, as COCO's JSON")
 
 
+def check_answer_options(options: Namespace) -> None:
+    """Raise ValueError for what no file can be answered with, before a network is loaded."""
+    if not 0 <= options.threshold <= 1:
+        raise ValueError(f"--threshold {options.threshold:g}: expected a score from 0 to 1")
+    if options.coco and Path(options.coco).is_dir():
+        raise ValueError(f"--coco {options.coco} is a folder: name a file, as in found.json")
+    if options.draw and Path(options.draw).is_file():
+        raise ValueError(f"--draw {options.draw} is a file: name a folder")
+
+
 def asks_for_help(argv: Sequence[str]) -> bool:
     """Whether the answer is a text about the program."""
     return any(a in ("-h", "--help") or a.endswith(".help") for a in argv)
