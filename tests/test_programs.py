@@ -241,7 +241,7 @@ def test_predict_draws_where_a_position_looks(run, report, tmp_path, capsys):
         (("--look", "x.png", "a.mp4", "b.mp4"), "--look draws one file, not 2"),
         (("--look", "x.xyz", "a.mp4"), "--look x.xyz: expected a picture's name"),
         (("--threshold", "7", "a.mp4"), "--threshold 7: expected a score from 0 to 1"),
-        (("--threshold", "nan", "a.mp4"), "--threshold nan: expected a score from 0 to 1"),
+        (("--threshold", ".nan", "a.mp4"), "--threshold nan: expected a score from 0 to 1"),
         (("--coco", "/", "a.mp4"), "--coco / is a folder: name a file"),
         (("--draw", __file__, "a.mp4"), "is a file: name a folder"),
         (("--clips", "0", "a.mp4"), "clips = 0: expected 1 or more"),
