@@ -1,6 +1,6 @@
-"""What was measured, beside what was published: docs/results.md, docs/recipes.md, README's table.
+"""Pages that are rendered: results, recipes and models of docs/, the README's tables.
 
-    python -m benchmarks.reproduce          # all of them, from the JSON and the recipes' heads
+    python -m benchmarks.reproduce          # all of them, from JSON, zoo.csv and recipes' heads
     python -m benchmarks.reproduce --list   # commands, hardware and scores to be expected
 
 Rows of the paper's tables are in benchmarks/paper.csv; their scores are read from the
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import worth
+from benchmarks import worth, zoo
 from benchmarks.measure import describe, table
 from nlzoo.files import write_whole
 from nlzoo.program import make_parser, parse_options, run
@@ -242,11 +242,11 @@ def comparisons() -> list[dict[str, str]]:
 
 
 def readme() -> str:
-    """README.md with its two tables as they were measured."""
+    """README.md with its tables of weights and of what was measured."""
     text = (ROOT / "README.md").read_text("utf-8")
     rows = comparisons()
     values = {"worth": worth.table(json.loads(worth.RESULT.read_text()))}
-    values["comparisons"] = table(rows, list(rows[0]))
+    values |= {"comparisons": table(rows, list(rows[0])), "weights": zoo.best_rows().strip()}
     for name, value in values.items():
         start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(start)
@@ -257,7 +257,7 @@ def readme() -> str:
 def documents() -> dict[Path, str]:
     """The pages that are rendered, and what they are to hold."""
     pages = {ROOT / "docs" / "results.md": results(), ROOT / "docs" / "recipes.md": recipes()}
-    return {**pages, ROOT / "README.md": readme()}
+    return {**pages, ROOT / "docs" / "models.md": zoo.page(), ROOT / "README.md": readme()}
 
 
 def listing() -> Iterator[str]:

@@ -1,16 +1,13 @@
-"""For maintainers, `python -m benchmarks.zoo`: docs/models.md and the README's table."""
+"""Published weights as docs/models.md and the README's table, from zoo.csv."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from nlzoo.files import read_text, write_whole
 from nlzoo.weights.zoo import Entry, read_zoo
 
 ROOT = Path(__file__).parents[1]
-COMMAND = "python -m benchmarks.zoo"
-MARKS = "<!-- weights -->", "<!-- end of weights -->"  # the README's table is between them
 
 BEST = (  # the README's rows
     "i3d_r50_nl5.k400_32x2_official",
@@ -71,7 +68,7 @@ SOURCES = {  # a word of the tag, and the repository that publishes or converts 
 INTRO = """\
 # Published weights
 
-<!-- Rendered from nlzoo/weights/zoo.csv by `{command}`. -->
+<!-- Rendered from nlzoo/weights/zoo.csv by `python -m benchmarks.reproduce`. -->
 
 {count} files and configurations of {sources} sources: the public checkpoints with non-local
 blocks, and their baselines. [weights.md](weights.md) says how they are fetched, read, fine-tuned.
@@ -98,26 +95,10 @@ python -m nlzoo.weights list i3d_r50_nl5.k400_32x2_official
 """
 
 
-def documents() -> dict[Path, str]:
-    """The files that are rendered, and what they are to hold.
-
-    Raises:
-        FileNotFoundError: there is no README: nlzoo is not in its repository.
-        ValueError: the README lacks a mark.
-    """
-    readme = ROOT / "README.md"
-    before, *rest = read_text(readme).split(MARKS[0])
-    after = "".join(rest).split(MARKS[1])
-    if len(rest) != 1 or len(after) != 2:
-        raise ValueError(f"{readme} needs one {MARKS[0]} and, below, one {MARKS[1]}")
-    text = f"{before}{MARKS[0]}\n\n{best_rows()}\n{MARKS[1]}{after[1]}"
-    return {ROOT / "docs" / "models.md": page(), readme: text}
-
-
 def page() -> str:
     """All rows: a table for each source of each data set."""
     entries = list(read_zoo().values())
-    text = INTRO.format(command=COMMAND, count=len(entries), sources=len(set(SOURCES.values())))
+    text = INTRO.format(count=len(entries), sources=len(set(SOURCES.values())))
     makes = ("whole", "trunk", "blocks", "")
     counts, parts = [], []
     for dataset, heads in DATASETS.items():
@@ -196,13 +177,3 @@ def _facts(entry: Entry) -> Iterator[str]:
 def _anchor(title: str) -> str:
     """As GitHub names headings."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-
-
-def main() -> None:
-    """Write the files."""
-    for path, text in documents().items():
-        write_whole(path, text)
-
-
-if __name__ == "__main__":
-    main()

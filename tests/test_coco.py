@@ -408,7 +408,7 @@ def test_resuming_inside_an_epoch_sees_what_was_left(sample, tmp_path):
 def test_two_processes_see_what_one_does_batch_by_batch(sample, tmp_path):
     """Lightning leaves the sampler alone."""
     whole = in_batches(fit(sample, [SaveEverywhere(tmp_path)]), 4)
-    fit(sample, [SaveEverywhere(tmp_path)], devices=2, strategy="ddp_fork")
+    fit(sample, [SaveEverywhere(tmp_path)], devices=2, strategy="ddp_spawn")
     parts = [json.loads((tmp_path / f"seen{rank}of2.json").read_text()) for rank in (0, 1)]
     parts = [in_batches([tuple(one) for one in part], 4) for part in parts]
     dealt = [batch for step in zip(*parts, strict=True) for batch in step]

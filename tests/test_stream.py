@@ -189,7 +189,7 @@ def bad_sources(videos, dest):
     yield videos, base / "full", "full holds something else; write to another folder"
     yield videos, base / "full/a", "a holds something else"
     yield videos, videos / "chunks", "chunks is inside .*set; write to another folder"
-    yield base / "nowhere", dest, "no data folder '.*nowhere'"
+    yield base / "nowhere", dest, "no folder '.*nowhere': name one"
 
 
 def test_bad_sources_are_refused(videos, streamed, tmp_path):

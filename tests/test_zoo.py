@@ -17,11 +17,6 @@ BUILDABLE = [entry for entry in ZOO if entry.model]
 REFERENCE = 215  # rows of the two lists of checkpoints; torchvision's follow
 
 
-def test_pages_are_rendered_from_the_table():
-    for path, text in render.documents().items():
-        assert path.read_text("utf-8") == text, f"{path} is stale: run {render.COMMAND}"
-
-
 def test_the_page_has_each_row_once():
     names = re.findall(r"^\| `([^`]+)` \|", render.page(), re.MULTILINE)
     assert sorted(names) == sorted(read_zoo())
@@ -65,25 +60,6 @@ def test_the_readme_has_whole_networks_with_a_figure():
         entry = find(name)
         assert (entry.gives, bool(entry.url), bool(entry.top1)) == ("whole", True, True), name
         assert "DOUBT" not in entry.note, name
-
-
-def test_writes_both_pages(tmp_path, monkeypatch):
-    monkeypatch.setattr(render, "ROOT", tmp_path)
-    old = "above\n\n<!-- weights -->\nold\n<!-- end of weights -->\nbelow\n"
-    (tmp_path / "README.md").write_text(old)
-    render.main()
-    text = (tmp_path / "README.md").read_text()
-    assert text.startswith("above\n\n<!-- weights -->\n\n| weights |")
-    assert text.endswith(" |\n\n<!-- end of weights -->\nbelow\n")
-    assert "old" not in text
-    assert (tmp_path / "docs" / "models.md").read_text() == render.page()
-
-
-def test_a_readme_without_marks_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(render, "ROOT", tmp_path)
-    (tmp_path / "README.md").write_text("# nlzoo\n")
-    with pytest.raises(ValueError, match=r"README\.md needs one <!-- weights --> and, below, one"):
-        render.documents()
 
 
 # -- rows -------------------------------------------------------------------------------------
