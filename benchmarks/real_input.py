@@ -88,8 +88,9 @@ PARTS: dict[str, tuple[str, list[str]]] = {
     "COCO": (
         "41 images of COCO, 496 annotations. Mask R-CNN on ResNet-18 with a block, from nothing, "
         "at 144 pixels, trained and tested on the same images. A file has one canvas and pads more "
-        "than PyTorch does, which blocks see without `key_mask`: its scores are not quite the same "
-        "(see [deploy](deploy.md)); on the same canvas they are, as the L2 of `bench` says.",
+        "than PyTorch does, which convolutions at the border see, and blocks without `key_mask`: "
+        "scores of objects at the border differ (see [deploy](deploy.md)); on the same canvas they "
+        "do not, as the L2 of `bench` says.",
         [
             "nlzoo.data.coco check DATA/coco_small/annotations/instances_train2017.json"
             " DATA/coco_small/train2017",
