@@ -25,11 +25,11 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
 from benchmarks.measure import bar, describe, machine, table, write_json
+from nlzoo.callbacks.run import RunFolder
 from nlzoo.cli import build, parse
 from nlzoo.data.sample import make_sample
 from nlzoo.fit import parser
 from nlzoo.program import make_parser, parse_options, run
-from nlzoo.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 DOCS = Path(__file__).parents[1] / "docs" / "scale.md"

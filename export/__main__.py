@@ -277,9 +277,9 @@ def run_parser() -> ArgumentParser:
 
 def run_file(options: Namespace) -> None:
     """Predict with a file."""
-    from nlzoo.answer import answer, answer_objects, find_all
+    from nlzoo.answers.files import answer, answer_objects, find_all
+    from nlzoo.answers.watch import watch
     from nlzoo.export.runtime import Runner
-    from nlzoo.watch import watch
 
     check_answer_options(options)
     runner = Runner(options.file, options.runtime, preprocessing=foreign_preprocessing(options))

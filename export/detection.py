@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from nlzoo.detection import LEVELS
 from nlzoo.export.graph import DTYPES, fold_norms, set_routes
 from nlzoo.export.roi_align import RoIAlign, table_of
 from nlzoo.export.suppress import suppress
+from nlzoo.networks.detection import LEVELS
 from nlzoo.preprocessing import STRIDE
 
 CANDIDATES = 1000  # detections of an image that suppression looks at
@@ -32,7 +32,7 @@ class StaticDetector(nn.Module):
     choose other ones. And the score threshold is where `num` counts to: what follows is there too.
 
     Args:
-        model: of `nlzoo.detection.detector`.
+        model: of `nlzoo.networks.detection.detector`.
         canvas: height and width in pixels, multiples of 32.
     """
 

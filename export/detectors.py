@@ -19,7 +19,7 @@ def export_detector(
     """Write one, and compare what it finds on canvases that are full, and padded.
 
     Args:
-        model: of `nlzoo.detection.detector`.
+        model: of `nlzoo.networks.detection.detector`.
         spec: of the file.
         path: file to write; it appears only if it passes every check.
         opset: of the operators.

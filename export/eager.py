@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from nlzoo.detection import LEVELS
+from nlzoo.networks.detection import LEVELS
 
 
 class OnCanvas(nn.Module):

@@ -15,9 +15,9 @@ from torchvision.ops import FrozenBatchNorm2d
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.convs import SpaceConv3d, TimeConv3d
 from nlzoo.export.frames import flatten_
+from nlzoo.networks.slowfast import SlowFast
+from nlzoo.networks.video import Head, VideoResNet
 from nlzoo.preprocessing import Normalize
-from nlzoo.slowfast import SlowFast
-from nlzoo.video import Head, VideoResNet
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WINDOW = 7  # of the head, positions of the last map: `spec.LEAST` pixels

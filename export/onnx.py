@@ -19,7 +19,7 @@ from nlzoo.export.spec import AXES, Spec
 from nlzoo.export.writer import write_onnx
 from nlzoo.files import whole_file
 from nlzoo.names import check_choice
-from nlzoo.video import VideoResNet
+from nlzoo.networks.video import VideoResNet
 
 OPSETS = range(17, 24)
 NO_ISLANDS = 80  # largest logit whose softmax 16 bits do not spoil (relative error 2e-3 in fp16)

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from nlzoo.folded import FoldedNetwork, host_of
-from nlzoo.image import places_for
-from nlzoo.inflate import inflate
 from nlzoo.insert import insert_non_local
 from nlzoo.names import check_choice
 from nlzoo.network import Network, set_preprocessing
+from nlzoo.networks.image import places_for
+from nlzoo.networks.inflate import inflate
+from nlzoo.networks.video import VideoResNet
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.registry import DETECTORS, MODELS, is_timm, options_of, places_of, timm_builder
-from nlzoo.video import VideoResNet
 from nlzoo.weights.blocks import facts_of
 from nlzoo.weights.hosts import HOSTS
 from nlzoo.weights.load import WeightFile, fit_to, load_into

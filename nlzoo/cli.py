@@ -19,7 +19,9 @@ from lightning import LightningDataModule, LightningModule, Trainer, seed_everyt
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from nlzoo.cluster import OneRecipe, Requeue
+from nlzoo.callbacks.cluster import OneRecipe, Requeue
+from nlzoo.callbacks.gradients import Gradients
+from nlzoo.callbacks.run import LAST, RunFolder, WholeFiles, progress_bar
 from nlzoo.data.charades import Charades
 from nlzoo.data.coco import Coco
 from nlzoo.data.images import Images
@@ -30,12 +32,10 @@ from nlzoo.data.sample_actions import make_actions
 from nlzoo.data.sample_coco import make_coco
 from nlzoo.data.sample_images import make_images
 from nlzoo.files import read_text
-from nlzoo.gradients import Gradients
 from nlzoo.names import nearest
 from nlzoo.preprocessing import canvas_side
 from nlzoo.program import asks_for_help, make_parser, parse_options
 from nlzoo.registry import base_of
-from nlzoo.run import LAST, RunFolder, WholeFiles, progress_bar
 from nlzoo.tasks.classification import Classification
 from nlzoo.tasks.detection import Detection
 

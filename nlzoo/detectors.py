@@ -6,8 +6,8 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from nlzoo.detection import detector, insert_into_detector
 from nlzoo.names import check_choice
+from nlzoo.networks.detection import detector, insert_into_detector
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.registry import DETECTORS, base_of, options_of, places_of
 from nlzoo.weights.load import FreshHead, WeightFile, check_fits, read_weights, without_blocks

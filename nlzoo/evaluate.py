@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from nlzoo.answers.report import write_detections, write_report
+from nlzoo.answers.watch import check_scores
 from nlzoo.cli import build, merge, parse, recipe_parser
 from nlzoo.program import asks_for_help, run
-from nlzoo.report import write_detections, write_report
 from nlzoo.tasks.detection import Detection
-from nlzoo.watch import check_scores
 from nlzoo.weights.load import FreshHead, check_fits
 from nlzoo.weights.read import read_checkpoint
 

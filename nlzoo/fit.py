@@ -9,13 +9,11 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace
 from lightning import Trainer
 
+from nlzoo.callbacks.profiling import FIRST, MEASURED, Profile
+from nlzoo.callbacks.run import LAST
 from nlzoo.cli import build, dry_build, parse, recipe_parser
-from nlzoo.detector_cost import detector_cost
-from nlzoo.estimate import estimate
-from nlzoo.profiling import FIRST, MEASURED, Profile
+from nlzoo.cost import estimate
 from nlzoo.program import run
-from nlzoo.run import LAST
-from nlzoo.tasks.detection import Detection
 from nlzoo.weights.load import check_fits
 from nlzoo.weights.read import read_checkpoint
 
@@ -24,10 +22,7 @@ def main(argv: Sequence[str]) -> None:
     """Parse, build, train."""
     config = parse(argv, parser())
     if config.estimate:
-        task, trainer, shape = dry_build(config)
-        detector = isinstance(task, Detection)
-        cost = detector_cost(task.model, *shape[2:]) if detector else estimate(task, trainer, shape)
-        sys.stdout.write(f"{cost}\n")
+        sys.stdout.write(f"{estimate(*dry_build(config))}\n")
         return
     if config.profile:
         profile(config)

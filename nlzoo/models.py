@@ -11,9 +11,9 @@ from torch import nn
 from nlzoo.assemble import build, build_timm
 from nlzoo.detectors import create_detector
 from nlzoo.files import whole_file
-from nlzoo.image import image_model
 from nlzoo.names import nearest
 from nlzoo.network import Network
+from nlzoo.networks.image import image_model
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.registry import DETECTORS, IMAGE, MODELS, VIDEO, base_of, is_timm
 from nlzoo.version import __version__
@@ -45,12 +45,12 @@ def create_model(
         non_local: places of the blocks in place of the name's own ("res3:1,3 res4:1,3,5"), or a
             dict with `places` (by default the name's) and arguments of `NonLocalBlock`; a stage's
             own are a dict under its name, {"res3": {"groups": 4}}. In networks of timm's also
-            nl1, nl5, nl10 and before_last:3, see `nlzoo.image.places_for`.
+            nl1, nl5, nl10 and before_last:3, see `nlzoo.networks.image.places_for`.
         preprocessing: what the network will see; by default that of its weights or geometry.
             Mean and standard deviation are always those of weights that say any, as timm's do.
         **arch: geometry, width, dropout, zero_init_residual, head of `VideoResNet`; width of
             `CifarResNet`; of timm's networks, options of `timm.create_model`; of detectors those
-            of `nlzoo.detection.detector`.
+            of `nlzoo.networks.detection.detector`.
 
     Returns:
         The network in training mode, float32, those for videos with weights in channels-last;

@@ -7,7 +7,8 @@ import torch
 from jsonargparse import ArgumentParser
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from nlzoo.answer import answer, answer_objects, find_all
+from nlzoo.answers.files import answer, answer_objects, find_all
+from nlzoo.answers.watch import At, watch
 from nlzoo.models import load_model
 from nlzoo.program import (
     add_answer_options,
@@ -16,7 +17,6 @@ from nlzoo.program import (
     parse_options,
     run,
 )
-from nlzoo.watch import At, watch
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,11 +3,11 @@
 from functools import partial
 from typing import Any
 
-from nlzoo.cifar import CifarResNet
-from nlzoo.detection import detector
-from nlzoo.image import PATTERNS, clip_model, image_model
-from nlzoo.slowfast import SlowFast
-from nlzoo.video import VideoResNet
+from nlzoo.networks.cifar import CifarResNet
+from nlzoo.networks.detection import detector
+from nlzoo.networks.image import PATTERNS, clip_model, image_model
+from nlzoo.networks.slowfast import SlowFast
+from nlzoo.networks.video import VideoResNet
 
 # Residual blocks that a non-local block follows, from 0. ResNet-50: section 4.1, and for five
 # blocks the released code (every second residual block of res3 and res4). ResNet-101: released

@@ -10,8 +10,8 @@ from PIL import Image
 from shared import SHARED
 
 from nlzoo import create_model, evaluate, load_model
-from nlzoo.cifar import ResidualBlock
 from nlzoo.models import save_model
+from nlzoo.networks.cifar import ResidualBlock
 from nlzoo.registry import IMAGE
 from nlzoo.weights.inspect import inspect
 

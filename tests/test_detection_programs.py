@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from nlzoo import evaluate, fit, predict
+from nlzoo.answers.detect import CocoFile, Found, draw_objects
 from nlzoo.cli import read_recipe, recipe_names
 from nlzoo.data.sample_coco import make_coco
-from nlzoo.detect import CocoFile, Found, draw_objects
 from nlzoo.models import load_model
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.tasks.detection import Detection

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from nlzoo import NonLocalBlock, create_model, ops
+from nlzoo.answers.watch import look_at_video, score_video
 from nlzoo.data.decode import read_frames
 from nlzoo.data.encode import write_video
 from nlzoo.explain import Look, _label, draw, look, most_motion
+from nlzoo.networks.video import VideoResNet
 from nlzoo.preprocessing import Preprocessing, Unreadable
-from nlzoo.video import VideoResNet
-from nlzoo.watch import look_at_video, score_video
 
 FORMS = tuple(ops.ROUTES)
 

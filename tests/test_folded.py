@@ -14,11 +14,11 @@ from nlzoo.blocks import NonLocalBlock
 from nlzoo.convs import shift
 from nlzoo.explain import look
 from nlzoo.folded import Fold, FoldedNetwork
-from nlzoo.image import clip_model, preprocessing_of
-from nlzoo.inflate import inflate
 from nlzoo.models import create_model, load_model, save_model
+from nlzoo.networks.image import clip_model, preprocessing_of
+from nlzoo.networks.inflate import inflate
+from nlzoo.networks.residual import residual_branches
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.residual import residual_branches
 
 
 def shaken(model):

@@ -13,7 +13,7 @@ from nlzoo.export.graph import Graph
 from nlzoo.export.onnx import export_onnx
 from nlzoo.export.parity import compare
 from nlzoo.export.runtime import Runner
-from nlzoo.video import GEOMETRIES, KINDS, VideoResNet
+from nlzoo.networks.video import GEOMETRIES, KINDS, VideoResNet
 
 
 def network(kind, depth, geometry):

@@ -11,8 +11,8 @@ import torch
 import nlzoo
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.export.onnx import export_onnx
-from nlzoo.image import image_model, places_for
 from nlzoo.models import create_model, list_models, load_model, save_model
+from nlzoo.networks.image import image_model, places_for
 
 FAMILIES = [
     "resnet18",

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet18
 
 from nlzoo import NonLocalBlock, insert_non_local
-from nlzoo.video import VideoResNet
+from nlzoo.networks.video import VideoResNet
 
 
 class Sequence1d(nn.Module):

@@ -10,7 +10,7 @@ from shared import SHARED
 
 from nlzoo import NonLocalBlock, create_model
 from nlzoo.data.pictures import CentreView
-from nlzoo.image import image_model
+from nlzoo.networks.image import image_model
 from nlzoo.weights.lite import STAGES
 from nlzoo.weights.load import load_into, read_weights
 

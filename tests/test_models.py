@@ -10,10 +10,10 @@ from torch import Tensor, nn
 import nlzoo
 from nlzoo import NonLocalBlock, create_model, list_models, load_model
 from nlzoo.models import save_model
+from nlzoo.networks.video import VideoResNet
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.registry import DETECTORS, MODELS
 from nlzoo.tasks.classification import Classification
-from nlzoo.video import VideoResNet
 
 TINY: dict[str, Any] = {"width": 8, "geometry": "8x8", "num_classes": 5}
 SMALL = Preprocessing(frames=4, crop=32, classes=("run", "jump", "swim"), mean=(0.5, 0.4, 0.3))

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from nlzoo import fit
+from nlzoo.callbacks.profiling import say
 from nlzoo.data.sample import make_sample
-from nlzoo.profiling import say
 
 
 def test_a_trace_and_one_line(tmp_path, capsys):

@@ -14,6 +14,7 @@ from test_export import clips
 from torch import nn
 
 from nlzoo import create_model
+from nlzoo.answers.watch import score_image, score_video, watch
 from nlzoo.data.encode import write_video
 from nlzoo.data.sample_images import make_images
 from nlzoo.export import __main__ as program
@@ -22,7 +23,6 @@ from nlzoo.export.parity import compare
 from nlzoo.export.runtime import Runner
 from nlzoo.models import save_model
 from nlzoo.program import run
-from nlzoo.watch import score_image, score_video, watch
 
 
 @pytest.fixture(scope="module")

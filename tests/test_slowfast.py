@@ -7,7 +7,7 @@ from spoken import speak
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.models import create_model
-from nlzoo.slowfast import SlowFast
+from nlzoo.networks.slowfast import SlowFast
 from nlzoo.weights.hosts import rename_host
 from nlzoo.weights.verify import build
 

@@ -11,10 +11,10 @@ from shared import SHARED
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nlzoo.inflate import inflate
 from nlzoo.models import create_model
+from nlzoo.networks.inflate import inflate
+from nlzoo.networks.video import VideoResNet
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.video import VideoResNet
 from nlzoo.weights.hosts import rename_host
 
 # (parameters, multiply-adds) at 32 x 224 x 224 with Table 1's geometry, 400 classes

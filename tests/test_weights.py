@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nlzoo.models import create_model
-from nlzoo.video import VideoResNet
+from nlzoo.networks.video import VideoResNet
 from nlzoo.weights.hosts import recognise_host, rename_host
 from nlzoo.weights.load import WeightFile, check_fits, load_into, read_weights
 from nlzoo.weights.read import read_checkpoint

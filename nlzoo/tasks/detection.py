@@ -53,7 +53,7 @@ class Detection(Training):
                 ImageNet; a file of either; false: none.
             non_local: arguments of the blocks (form, places, subsample, key_mask, norm, ...).
             arch: arguments of the network (norm, trainable, min_size, rcnn, ...), see
-                `nlzoo.detection.detector`.
+                `nlzoo.networks.detection.detector`.
             optimizer: a name of `timm.optim.list_optimizers()`: momentum (SGD, 0.9), adamw, ...
             lr: the highest learning rate, for the whole batch of all devices.
             head_lr: factor on it for the predictors of classes and keypoints, and the blocks.

@@ -17,7 +17,7 @@ class Training(LightningModule):
     Attributes:
         model: the network.
         preprocessing: that of the network, agreed with the data.
-        metric: by which the best checkpoint is chosen, a key of `nlzoo.run.METRICS`.
+        metric: by which the best checkpoint is chosen, a key of `nlzoo.callbacks.run.METRICS`.
         running: metrics of this epoch, "loss" among them.
         recipe: text of the effective recipe, for checkpoints.
     """

@@ -10,7 +10,7 @@ from nlzoo.blocks import NonLocalBlock
 from nlzoo.geometry import DEPTHS, GEOMETRIES
 from nlzoo.models import create_model
 from nlzoo.names import check_choice, nearest
-from nlzoo.video import VideoResNet
+from nlzoo.networks.video import VideoResNet
 from nlzoo.weights.blocks import facts_of, form_of_tensors, load_block
 from nlzoo.weights.golden import make_input, make_state, relative_error
 from nlzoo.weights.hosts import HOSTS, places_in, rename_host

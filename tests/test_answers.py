@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nlzoo.answer import answer, find_all, own_name
+from nlzoo.answers.files import answer, find_all, own_name
 from nlzoo.preprocessing import Unreadable
 
 

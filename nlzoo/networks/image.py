@@ -15,8 +15,8 @@ from nlzoo.folded import FoldedNetwork
 from nlzoo.insert import runs_children
 from nlzoo.names import check_choice, nearest
 from nlzoo.network import set_preprocessing
+from nlzoo.networks.residual import residual_branches
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.residual import residual_branches
 
 TOKENS = (
     "{} passes tokens (B, N, C) or maps (B, H, W, C) on, which are mixed already: non-local blocks "

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nlzoo.geometry import Geometry
-from nlzoo.video import VideoResNet, build_pathway
+from nlzoo.networks.video import VideoResNet, build_pathway
 
 BETA = 8  # the slow pathway's channels, for each of the fast one's
 

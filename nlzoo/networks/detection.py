@@ -21,11 +21,11 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from nlzoo.image import places_for
 from nlzoo.insert import InsertionReport, insert_non_local
 from nlzoo.names import check_choice
+from nlzoo.networks.image import places_for
+from nlzoo.networks.padding import KeyMask
 from nlzoo.ops import at_least_float32, autocast_off
-from nlzoo.padding import KeyMask
 from nlzoo.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 Kind = Literal["faster", "mask", "keypoint"]
@@ -236,9 +236,9 @@ def insert_into_detector(
 
     Args:
         model: of `detector`.
-        places: words of `nlzoo.image.places_for` about the backbone (nl1: right before the last
-            block of res4, as the paper's section "Extension: COCO"), and "nl4head": after every
-            two convolutions of the keypoint head.
+        places: words of `nlzoo.networks.image.places_for` about the backbone (nl1: right before
+            the last block of res4, as the paper's section "Extension: COCO"), and "nl4head": after
+            every two convolutions of the keypoint head.
         key_mask: the backbone's blocks pay no attention to padding.
         **block: arguments of `NonLocalBlock`.
 

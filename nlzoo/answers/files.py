@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from nlzoo.answers.detect import CocoFile, detect, draw_objects, look_at_objects
 from nlzoo.data.decode import VIDEO_SUFFIXES
 from nlzoo.data.layouts import find_videos
 from nlzoo.data.pictures import SUFFIXES, find_images
-from nlzoo.detect import CocoFile, detect, draw_objects, look_at_objects
 from nlzoo.preprocessing import Unreadable
 
 Answer = dict[str, Any]  # of `watch`
@@ -91,7 +91,7 @@ def answer_objects(
     """What a detector finds in each file.
 
     Args:
-        model: as `nlzoo.detect.detect` takes it.
+        model: as `nlzoo.answers.detect.detect` takes it.
         files: images.
         as_json: print JSON.
         threshold: least score.

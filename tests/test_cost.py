@@ -8,8 +8,7 @@ import pytest
 from lightning import Trainer
 
 from nlzoo import create_model
-from nlzoo.detector_cost import detector_cost
-from nlzoo.estimate import estimate
+from nlzoo.cost import detector_cost, estimate
 from nlzoo.fit import main
 from nlzoo.tasks.classification import Classification
 
@@ -67,7 +66,7 @@ import re, sys, torch
 from pathlib import Path
 from lightning import Trainer
 from nlzoo.cli import dry_build, parse
-from nlzoo.estimate import estimate
+from nlzoo.cost import estimate
 from nlzoo.fit import parser
 
 def status(key):
