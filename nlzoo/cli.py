@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
 
 from nlzoo.callbacks.cluster import OneRecipe, Requeue
 from nlzoo.callbacks.gradients import Gradients
@@ -56,7 +57,6 @@ SHOWN = {  # in --help and in completion
     "trainer.devices": "how many, or which",
     "trainer.precision": "32-true, bf16-mixed, ...",
 }
-
 GROUPS = {
     "task": None,
     "data": None,
@@ -141,6 +141,8 @@ def recipe_parser(
 def shorten_help(parser: ArgumentParser) -> None:
     """Of the Trainer's 40 keys show four; all work. (`dump` would leave out hidden ones.)"""
     for action in parser._actions:
+        if action.help is argparse.SUPPRESS:
+            continue
         if action.dest.partition(".")[0] in ("task", "data", "trainer"):
             action.help, action.metavar = SHOWN.get(action.dest, argparse.SUPPRESS), "VALUE"
         elif action.dest == "print_config":
@@ -193,7 +195,8 @@ def lay_sample(recipe: dict[str, Any]) -> dict[str, Any]:
         "Coco": (wants, make_coco),
     }
     name, make = others.get(kind, ("frame" if frames else "video", make_sample))
-    path = make()
+    with Console(stderr=True).status("making the sample, once"):
+        path = make()
     merged = merge(recipe, read_recipe(f"_{name}_sample"))
     if kind == "Coco" and "_nl" not in model:  # without blocks, as the recipe is
         small = merged["task"]["init_args"]

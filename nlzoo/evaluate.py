@@ -1,5 +1,6 @@
 """Test a checkpoint: `python -m nlzoo.evaluate --checkpoint C [--data PATH] [--recipe R]`."""
 
+import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from nlzoo.program import asks_for_help, run
 from nlzoo.tasks.detection import Detection
 from nlzoo.weights.load import FreshHead, check_fits
 from nlzoo.weights.read import read_checkpoint
+
+TRAINING = {"checkpoint_every", "trainer.max_steps", "trainer.max_epochs"}  # no use in a test
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,6 +67,9 @@ def parser() -> ArgumentParser:
     example = "python -m nlzoo.evaluate --checkpoint runs/mine/checkpoints/best.ckpt --data.clips 3"
     made = recipe_parser("python -m nlzoo.evaluate", about, "--checkpoint FILE", example)
     made.add_argument("--checkpoint", required=True, help="of nlzoo.fit, or weights and --recipe")
+    for action in made._actions:
+        if action.dest in TRAINING:
+            action.help = argparse.SUPPRESS
     return made
 
 
