@@ -14,7 +14,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 
 from benchmarks.measure import bar, describe, machine, table, write_json
+from nlzoo.callbacks.pace import Pace
 from nlzoo.callbacks.run import RunFolder
 from nlzoo.cli import build, parse
 from nlzoo.data.sample import make_sample
@@ -86,21 +86,17 @@ class Record(Callback):
     def __init__(self) -> None:
         self.data: list[float] = []
         self.step: list[float] = []
-        self.mark = time.monotonic()
+        self.pace = Pace()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        now = time.monotonic()
-        self.data.append(now - self.mark)
-        self.mark = now
+        self.data.append(self.pace.wait())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.monotonic()
-        self.step.append(now - self.mark)
-        self.mark = now
+        self.step.append(self.pace.work())
 
 
 def train(videos: str, folder: str, ranks: int) -> None:

@@ -1,7 +1,6 @@
 """`fit --profile`: a trace of a few iterations, and what they wait for."""
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from nlzoo.callbacks.pace import Pace
 from nlzoo.files import whole_file
 
 FIRST, MEASURED = 5, 10  # iterations left out, and recorded
@@ -20,7 +20,6 @@ class Profile(Callback):
 
     def __init__(self, trace: Path) -> None:
         self.trace, self.verdict = trace, ""
-        self.waited = self.passed = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin."""
@@ -32,29 +31,24 @@ class Profile(Callback):
             on_trace_ready=self._write,
         )
         self.profile.start()
-        self.step, self.mark = 0, time.monotonic()
+        self.step, self.pace = 0, Pace()
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """What has passed since the last iteration was spent waiting for data."""
-        self._count(wait=True)
+        self.pace.wait()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """One iteration more."""
-        self._count(wait=False)
+        self.pace.work()
         self.step += 1
         self.profile.step()
-        self.mark = time.monotonic()  # writing is neither
-
-    def _count(self, wait: bool) -> None:
-        now = time.monotonic()
-        if FIRST <= self.step < FIRST + MEASURED:
-            self.passed += now - self.mark
-            self.waited += (now - self.mark) * wait
-        self.mark = now
+        if self.step == FIRST:
+            self.pace = Pace()  # of what is recorded
+        self.pace.skip()  # writing is neither
 
     def _write(self, done: Any) -> None:
         self.trace.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +59,7 @@ class Profile(Callback):
             busy = sum(event.self_device_time_total for event in events)
         else:  # operators are the device's work
             busy = sum(e.self_cpu_time_total for e in events if e.key.startswith("aten::"))
-        self.verdict = say(self.waited / self.passed, busy / 1e6 / self.passed)
+        self.verdict = say(self.pace.waiting, busy / 1e6 / self.pace.passed)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop, also where there were too few iterations."""

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rich.console import Console
 
+from nlzoo.callbacks.pace import Pace
 from nlzoo.files import write_whole
 
 METRICS = {  # by which the best checkpoint is chosen
@@ -151,9 +152,7 @@ class RunFolder(Checkpoint):
             )
 
     def _count_from_here(self) -> None:
-        """Samples and batches, and seconds of waiting for data and of work."""
-        self.samples, self.batches, self.waited, self.worked = 0, 0, 0.0, 0.0
-        self.mark = time.monotonic()
+        self.samples, self.batches, self.pace = 0, 0, Pace()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count anew. (Not called where an epoch is resumed.)"""
@@ -161,7 +160,7 @@ class RunFolder(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Its time is neither waiting nor work; its metrics belong to this epoch only."""
-        self.mark = time.monotonic()
+        self.pace.skip()
         if not trainer.sanity_checking:
             metrics = trainer.callback_metrics
             self.val = {k: float(v) for k, v in metrics.items() if k.startswith("val/")}
@@ -170,9 +169,7 @@ class RunFolder(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """What has passed since the last step was spent waiting for data."""
-        now = time.monotonic()
-        self.waited += now - self.mark
-        self.mark = now
+        self.pace.wait()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -180,15 +177,13 @@ class RunFolder(Checkpoint):
         """Count; save every few iterations."""
         self.samples += len(batch[0]) * trainer.world_size
         self.batches += 1
-        now = time.monotonic()
-        self.worked += now - self.mark
-        self.mark = now
+        self.pace.work()
         pl_module.log("samples/s", self._rate(), prog_bar=True, logger=False)
         accumulated = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch  # saved with its validation
         if accumulated and not last and trainer.global_step % self.every == 0:
             trainer.save_checkpoint(self.last)
-            self._say(trainer, f"iteration {trainer.global_step}  {self._pace(trainer)}")
+            self._say(trainer, f"iteration {trainer.global_step}  {self._progress(trainer)}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One row more."""
@@ -200,8 +195,8 @@ class RunFolder(Checkpoint):
             **self.val,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "samples_per_second": self._rate(),
-            "data_wait": self.waited / (self.waited + self.worked),
-            "step_seconds": self.worked / max(self.batches, 1),
+            "data_wait": self.pace.waiting,
+            "step_seconds": self.pace.worked / max(self.batches, 1),
             **gpu_memory(),
         }
         earlier = [r for r in self.rows if r["epoch"] < row["epoch"]]  # not a part of this epoch
@@ -210,7 +205,7 @@ class RunFolder(Checkpoint):
         shown |= {f"val/{key}": f"validation {name}" for key, name in METRICS.items()}
         said = "".join(f", {name} {row[key]:.3f}" for key, name in shown.items() if key in row)
         loss = f"epoch {row['epoch']:>3}  loss {row['train/loss']:.3f}"
-        self._say(trainer, f"{loss}{said}  {self._pace(trainer)}")
+        self._say(trainer, f"{loss}{said}  {self._progress(trainer)}")
         self.val = {}
         if trainer.is_global_zero:
             self._write_rows()
@@ -220,15 +215,14 @@ class RunFolder(Checkpoint):
                 older.unlink()
 
     def _rate(self) -> float:
-        return self.samples / max(self.waited + self.worked, 1e-9)
+        return self.samples / max(self.pace.passed, 1e-9)
 
-    def _pace(self, trainer: Trainer) -> str:
+    def _progress(self, trainer: Trainer) -> str:
         """Speed, share of waiting, and time left at the mean pace since the start."""
         done = trainer.global_step - self.first
         left = (time.monotonic() - self.started) / max(done, 1) * (self.total - trainer.global_step)
-        waiting = self.waited / (self.waited + self.worked)
         return (
-            f"{self._rate():.1f} {self.noun}s/s, {waiting:.0%} waiting for data, "
+            f"{self._rate():.1f} {self.noun}s/s, {self.pace.waiting:.0%} waiting for data, "
             f"{timedelta(seconds=round(left))} left"
         )
 
