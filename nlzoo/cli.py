@@ -243,13 +243,13 @@ def quiet() -> None:
 
 
 def build(
-    config: Namespace, weights: str = "", **trainer: Any
+    config: Namespace, network: dict[str, Any] | None = None, **trainer: Any
 ) -> tuple[LightningModule, LightningDataModule, Trainer]:
     """Seed, then data, task (told what the data look like) and trainer.
 
     Importable, so that another launcher can call it, with arguments of the Trainer that no recipe
-    holds: build(parse(["--recipe", "..."], fit.parser()), strategy=RayDDPStrategy()). `weights` are
-    loaded in place of the recipe's: a resumed run has no need of ImageNet's.
+    holds: build(parse(["--recipe", "..."], fit.parser()), strategy=RayDDPStrategy()). `network` are
+    arguments in place of the task's: a resumed run has no need of ImageNet's weights.
     """
     quiet()
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch\.utilities\._pytree")
@@ -262,9 +262,9 @@ def build(
         raise ValueError(f"checkpoint_every = {config.checkpoint_every}: expected 1 or more")
     run = Path(config.run)
     data = _instance(config.data, bad_files=str(run / "bad_files.txt"), seed=config.seed)
-    other = {"pretrained": weights} if weights else {}
-    task = _instance(config.task, preprocessing=data.wishes, **other)
-    for key in other:  # checkpoints keep what the recipe says
+    network = network or {}
+    task = _instance(config.task, preprocessing=data.wishes, **network)
+    for key in network:  # checkpoints keep what the recipe says
         task.hparams[key] = config.task.init_args[key]
     data.preprocessing = task.preprocessing
     task.recipe = recipe_text(config)

@@ -86,7 +86,8 @@ def stored_config(argv: Sequence[str], stored: dict[str, Any], checkpoint: str) 
                 f"{option}: a checkpoint of nlzoo.fit has its own {what}; leave it out"
             )
     spec = stored["nlzoo"]["model"]
-    network = {"arch": spec["arch"], "non_local": spec["non_local"], "pretrained": checkpoint}
+    network = {"model": spec["name"], "arch": spec["arch"], "non_local": spec["non_local"]}
+    network["pretrained"] = checkpoint
     recipe = yaml.safe_load(stored["nlzoo"]["recipe"])
     config = parse(argv, parser(), base=merge(recipe, {"task": {"init_args": network}}))
     config.run = config.run or str(run_folder(checkpoint))

@@ -107,7 +107,9 @@ def resumed(config: Namespace, path: str) -> tuple[Any, Any, Trainer, int]:
     stored = read_checkpoint(path)
     if "optimizer_states" not in stored:
         raise ValueError(f"{path} is no training checkpoint; start from it by --task.pretrained")
-    task, data, trainer = build(config, weights=path)
+    name, own = config.task.init_args.model, stored["nlzoo"]["model"]["name"]
+    model = own if name.startswith(f"{own}.") else name  # NAME.TAG: not that tag's weights
+    task, data, trainer = build(config, {"model": model, "pretrained": path})
     check_fits(stored["state_dict"], task.state_dict(), path)
     return task, data, trainer, int(stored["global_step"])
 

@@ -117,6 +117,19 @@ def test_a_finished_run_says_that_it_is(videos, run, capsys):
     assert "nothing to do, iteration 12 is the last" in capsys.readouterr().err
 
 
+def test_a_run_in_published_strides_goes_on_and_is_tested(videos, tmp_path):
+    """Of a network named as weights are, and changed."""
+    argv = [*options(videos, tmp_path / "run"), "--task.model", "i3d_r50_nl5.k400_32x2_official"]
+    fit.main([*argv, "--trainer.max_steps", "1"])
+    fit.main([*argv, "--trainer.max_steps", "2", "--resume", "auto"])
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    evaluate.main(["--checkpoint", str(last), "--data.clips", "1"])
+    spec = read_checkpoint(last)["nlzoo"]["model"]
+    assert (spec["name"], spec["arch"]["width"]) == ("i3d_r50_nl5", 8)
+    with pytest.raises(ValueError, match="of another architecture"):
+        fit.main([*argv, "--task.model", "i3d_r18_nl1", "--resume", "auto"])
+
+
 def test_a_resumed_run_needs_no_weights_but_its_own(videos, tmp_path):
     start = tmp_path / "start.safetensors"
     save_model(create_model("i3d_r18_nl1", num_classes=4, width=8), start)

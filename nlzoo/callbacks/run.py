@@ -77,6 +77,7 @@ class RunFolder(Checkpoint):
         self.seconds = 0.0  # of earlier parts of this run
         self.val: dict[str, float] = {}  # of the validation of this epoch
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._count_from_here()
 
     @property
     def last(self) -> Path:
