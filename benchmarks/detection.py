@@ -24,13 +24,13 @@ RECIPES = {"masks": "mask_rcnn_r50_nl_coco", "keypoints": "keypoint_rcnn_r101_nl
 SEEDS = (0, 1, 2)
 NUMBERS = ("box/AP", "mask/AP", "keypoint/AP", "box/AP50", "mask/AP50")
 NETWORK = Path(__file__).parent.parent / "recipes" / "_masks_sample.yaml"
-EIGHT = (  # beside the recipe and the sample's network: 1000 iterations of real images
+EIGHT = (  # beside the recipe and the sample's network: 920 iterations of real images
     *("--task.arch.min_size", "256", "--task.arch.max_size", "448"),
     *("--task.arch.rcnn", "{rpn_batch_size_per_image: 128, box_batch_size_per_image: 64}"),
     *("--task.arch.anchors", "[16,32,64,128,256]", "--task.arch.canonical", "112"),
     *("--data.scales", "[256]", "--data.max_size", "448", "--data.flip", "0"),
     *("--data.batch_size", "2", "--task.reference_batch", "2"),
-    *("--trainer.max_epochs", "250", "--trainer.check_val_every_n_epoch", "50"),
+    *("--trainer.max_epochs", "230", "--trainer.check_val_every_n_epoch", "115"),
 )
 
 
