@@ -1,11 +1,8 @@
 """What `fit --estimate` says against published counts and against the memory of real steps."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from lightning import Trainer
+from processes import Process, done
 
 from nlzoo import create_model
 from nlzoo.cost import detector_cost, estimate
@@ -109,15 +106,8 @@ print(said, status("VmHWM") - before)
 )
 def test_memory_is_what_steps_take(recipe, tmp_path):
     """The C library's heap is told to give back what is freed: what it keeps is no tensor."""
-    options = ["--recipe", *recipe.split()]
-    done = subprocess.run(
-        [sys.executable, "-c", STEPS, *options],
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    said, took = map(int, done.stdout.split()[-2:])
+    out = done(Process("-c", STEPS, "--recipe", *recipe.split(), MALLOC_MMAP_THRESHOLD_="65536"))
+    said, took = map(int, out.split()[-2:])
     assert said == pytest.approx(took, rel=0.25)
 
 

@@ -2,14 +2,13 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from processes import Process, done
 
 from nlzoo import evaluate, fit, predict
 from nlzoo.answers.detect import CocoFile, Found, draw_objects
@@ -234,8 +233,8 @@ def test_two_processes_score_as_one_does(tmp_path):
     root, run = make_coco(tmp_path / "coco", train=8, val=5), tmp_path / "run"
     recipes = ["--recipe", "mask_rcnn_r50_nl_coco", "--recipe", "_masks_sample"]
     ranks = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "2"]
-    command = [sys.executable, "-m", "nlzoo.fit", *recipes, "--data", str(root), "--run", str(run)]
-    subprocess.run([*command, *QUICK, *ranks, "--task.lr", "2e-3"], check=True)
+    where = ["--data", root, "--run", run]
+    done(Process("-m", "nlzoo.fit", *recipes, *where, *QUICK, *ranks, "--task.lr", "2e-3"))
     last = list(csv.DictReader((run / "metrics.csv").open()))[-1]
     checkpoint = str(run / "checkpoints/last.ckpt")
     one = ["--trainer.devices", "1", "--trainer.strategy", "auto"]

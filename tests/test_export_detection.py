@@ -1,14 +1,13 @@
 """Detectors as graphs of fixed sizes, against torchvision's own."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from PIL import Image
+from processes import Process, done
 from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms
@@ -327,8 +326,7 @@ def trained(tmp_path_factory):
     recipe = ["--recipe", "mask_rcnn_r50_nl_coco", "--recipe", "_masks_sample"]
     run = ["--data", str(root), "--run", str(folder / "run"), "--data.workers", "0"]
     run += ["--trainer.max_epochs", "10"]  # of 20: half as good, as soon
-    command = [sys.executable, "-m", "nlzoo.fit", *recipe, *run]
-    subprocess.run(command, check=True)
+    done(Process("-m", "nlzoo.fit", *recipe, *run))
     return root, folder / "run/checkpoints/best.ckpt", folder
 
 

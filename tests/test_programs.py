@@ -5,16 +5,14 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Callback
 from PIL import Image
+from processes import Process, done
 
 from nlzoo import evaluate, fit, predict, program
 from nlzoo.data.sample import CLASSES, make_sample
@@ -309,26 +307,13 @@ class Signal(Callback):
         setattr(self, hook, send)
 
 
-def start(module, argv):
-    command = [sys.executable, "-m", f"nlzoo.{module}", *argv]
-    return subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        # a shell that starts the tests in the background has it ignored, and it is inherited
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-
-
 def fit_until(videos, folder, number, step, hook="on_train_batch_start"):
     """A training that a signal meets; its exit code and what it said."""
     callback = {"step": step, "hook": hook, "number": int(number)}
     entry = {"class_path": "test_programs.Signal", "init_args": callback}
-    process = start("fit", [*options(videos, folder), "--trainer.callbacks+", json.dumps(entry)])
-    _, error = process.communicate()
-    return process.returncode, error
+    more = ["--trainer.callbacks+", json.dumps(entry)]
+    code, _, error = Process("-m", "nlzoo.fit", *options(videos, folder), *more).end()
+    return code, error
 
 
 @pytest.mark.slow
@@ -364,12 +349,12 @@ def test_ctrl_c_says_how_to_go_on(videos, tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_ends_an_evaluation_in_one_line(run, tmp_path):
     argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--run", str(tmp_path)]
-    process = start("evaluate", [*argv, "--data.clips", "400"])
+    process = Process("-m", "nlzoo.evaluate", *argv, "--data.clips", "400")
     while process.poll() is None and not (tmp_path / "bad_files.txt").exists():
         time.sleep(0.05)  # it names the damaged file while it tests
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate()
-    assert process.returncode == 130
+    code, _, error = process.end()
+    assert code == 130
     assert error.splitlines()[-1] == "nlzoo: interrupted"
     assert "Traceback" not in error
 
@@ -380,8 +365,7 @@ def test_two_processes_evaluate_as_one(run, tmp_path):
     argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--data.batch_size", "1"]
     evaluate.main([*argv, "--run", str(tmp_path / "one")])
     ddp = ("--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_false")
-    process = start("evaluate", [*argv, "--run", str(tmp_path / "two"), *ddp])
-    assert process.wait() == 0, process.stderr.read()
+    done(Process("-m", "nlzoo.evaluate", *argv, "--run", tmp_path / "two", *ddp))
     one, two = (json.loads((tmp_path / n / "evaluation.json").read_text()) for n in ("one", "two"))
     assert one == two
     scores = [(tmp_path / n / "scores.csv").read_text() for n in ("one", "two")]

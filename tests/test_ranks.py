@@ -6,8 +6,6 @@ import re
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import psutil
 import pytest
 import torch
 from lightning import Callback
+from processes import Process, done
 
 from nlzoo.data.sample import make_sample
 
@@ -66,14 +65,8 @@ def options(videos, folder, batch, **losses):
 DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
-def environment(**more):
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **more}
-
-
-def start(command, **more):
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, text=True, stderr=pipe, stdout=pipe, env=environment(**more))
+def start(module, *argv, **environment):
+    return Process("-m", module, *argv, **{"OMP_NUM_THREADS": "1", **environment})
 
 
 def losses(folder, ranks):
@@ -90,27 +83,13 @@ def files(folder):
 def one(videos, tmp_path_factory):
     """The folder of a run of one process with the whole batch."""
     folder = tmp_path_factory.mktemp("one")
-    command = [sys.executable, "-m", "nlzoo.fit", *options(videos, folder, 8)]
-    process = start(command)
-    assert process.wait() == 0, process.stderr.read()
+    done(start("nlzoo.fit", *options(videos, folder, 8)))
     return folder
 
 
-def by_lightning(videos, folder):
-    return [sys.executable, "-m", "nlzoo.fit", *options(videos, folder, 4), *DDP], {}
-
-
 def by_torchrun(videos, folder):
-    run = (
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "nlzoo.fit",
-        "--",
-    )
-    return [sys.executable, "-m", *run, *options(videos, folder, 4), *DDP], {}
+    run = ("--standalone", "--nproc_per_node", "2", "-m", "nlzoo.fit", "--")
+    return start("torch.distributed.run", *run, *options(videos, folder, 4), *DDP)
 
 
 def by_ray(videos, folder):
@@ -119,17 +98,15 @@ def by_ray(videos, folder):
     argv = [*options(videos, folder, 4)]
     call = f"main({argv!r}, workers=2, gpus=False, storage={str(folder / 'ray')!r})"
     (folder / "by_ray.py").write_text(f'{example[1]}\nif __name__ == "__main__":\n    {call}\n')
-    return [sys.executable, str(folder / "by_ray.py")], {"RAY_TRAIN_V2_ENABLED": "1"}
+    one_core = {"OMP_NUM_THREADS": "1", "RAY_TRAIN_V2_ENABLED": "1"}
+    return Process(folder / "by_ray.py", **one_core)
 
 
 @pytest.mark.parametrize("launch", [by_torchrun, by_ray])
 def test_launchers_train_as_one_process(videos, one, tmp_path, launch):
     if launch is by_ray:
         pytest.importorskip("ray", reason="ray is not installed")
-    command, more = launch(videos, tmp_path)
-    process = start(command, **more)
-    _, error = process.communicate()
-    assert process.returncode == 0, error
+    done(launch(videos, tmp_path))
     assert_same(one, tmp_path)
 
 
@@ -153,12 +130,11 @@ def test_kubeflows_variables_are_enough(videos, one, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     job = {"KUBERNETES_PORT": "tcp://10.0.0.1:443", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-m", "nlzoo.fit", *options(videos, tmp_path, 4)]
     where = "lightning.pytorch.plugins.environments.KubeflowEnvironment"
     nodes = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.plugins", where]
-    ranks = [start([*command, *nodes], **job, RANK=str(r), WORLD_SIZE="2") for r in range(2)]
-    for rank in ranks:
-        assert rank.wait(timeout=300) == 0, rank.stderr.read()
+    argv = [*options(videos, tmp_path, 4), *nodes]
+    for rank in [start("nlzoo.fit", *argv, **job, RANK=str(r), WORLD_SIZE="2") for r in range(2)]:
+        done(rank)
     torch.testing.assert_close(losses(tmp_path, 2), losses(one, 1), rtol=1e-5, atol=0)
 
 
@@ -166,9 +142,7 @@ def test_kubeflows_variables_are_enough(videos, one, tmp_path):
 def two(videos, tmp_path_factory):
     """The folder of a run of two processes, with half of the batch each."""
     folder = tmp_path_factory.mktemp("two")
-    command, _ = by_lightning(videos, folder)
-    process = start(command)
-    assert process.wait() == 0, process.stderr.read()
+    done(start("nlzoo.fit", *options(videos, folder, 4), *DDP))
     return folder
 
 
@@ -176,8 +150,7 @@ def two(videos, tmp_path_factory):
 def test_others_end_where_one_is_killed_and_the_run_goes_on(videos, two, tmp_path, rank):
     killed = tmp_path / "killed"
     killed.mkdir()
-    command = [sys.executable, "-m", "nlzoo.fit"]
-    process = start([*command, *options(videos, killed, 4, pause=0.3), *DDP])
+    process = start("nlzoo.fit", *options(videos, killed, 4, pause=0.3), *DDP)
     first = psutil.Process(process.pid)
     seen = killed / f"loss{rank}.txt"
     while process.poll() is None and (not seen.exists() or seen.read_text().count("\n") < 5):
@@ -187,8 +160,7 @@ def test_others_end_where_one_is_killed_and_the_run_goes_on(videos, two, tmp_pat
     gone, alive = psutil.wait_procs([first, *others], timeout=60)
     assert not alive
     assert next(p.returncode for p in gone if p == first) != 0
-    process = start([*command, *options(videos, killed, 4), *DDP])
-    assert process.wait() == 0, process.stderr.read()
+    done(start("nlzoo.fit", *options(videos, killed, 4), *DDP))
     weights = [torch.load(f / "run/checkpoints/last.ckpt")["state_dict"] for f in (two, killed)]
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
@@ -198,10 +170,11 @@ def test_other_recipes_are_refused_by_all(videos, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "nlzoo.fit", *options(videos, tmp_path, 4), *DDP]
+    argv = [*options(videos, tmp_path, 4), *DDP]
     ranks = [
         start(
-            [*command, "--task.lr", rate],
+            "nlzoo.fit",
+            *(*argv, "--task.lr", rate),
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"},
             **{"LOCAL_RANK": str(r), "RANK": str(r), "NODE_RANK": "0", "GROUP_RANK": "0"},
             **{"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"},
@@ -209,8 +182,8 @@ def test_other_recipes_are_refused_by_all(videos, tmp_path):
         for r, rate in enumerate(("0.01", "0.02"))
     ]
     for rank in ranks:
-        _, error = rank.communicate(timeout=120)
-        assert rank.returncode == 2
+        code, _, error = rank.end(timeout=120)
+        assert code == 2
         assert error.strip().splitlines()[-1].endswith("start all of them with the same options")
     assert "'lr: 0.02' here, 'lr: 0.01' in process 0" in error
 
@@ -229,18 +202,16 @@ def test_slurm_is_asked_for_a_requeue_and_the_run_goes_on(videos, one, tmp_path)
         **{"SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_JOB_NUM_NODES": "1"},
     }
     slurm = ["--trainer.num_nodes", "1", "--trainer.devices", "1", "--checkpoint_every", "1000"]
-    command = [sys.executable, "-m", "nlzoo.fit"]
     warn = {"pause": 0.5, "number": int(signal.SIGUSR1), "step": 7}
-    process = start([*command, *options(videos, tmp_path, 8, **warn), *slurm], **job)
+    process = start("nlzoo.fit", *options(videos, tmp_path, 8, **warn), *slurm, **job)
     saved = tmp_path / "run/checkpoints/hpc_ckpt_1.ckpt"
     while process.poll() is None and not (tmp_path / "calls.txt").exists():
         time.sleep(0.05)
     process.kill()  # the time is up
-    process.communicate()
+    process.wait()
     assert (tmp_path / "calls.txt").read_text() == "scontrol requeue 42\n"
     assert torch.load(saved, weights_only=False)["global_step"] == 8  # the step was completed
     (tmp_path / "loss0.txt").unlink()
-    process = start([*command, *options(videos, tmp_path, 8), *slurm], **job)
-    assert process.wait() == 0, process.stderr.read()
+    done(start("nlzoo.fit", *options(videos, tmp_path, 8), *slurm, **job))
     torch.testing.assert_close(losses(tmp_path, 1), losses(one, 1)[8:], rtol=0, atol=0)
     assert not saved.exists()

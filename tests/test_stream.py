@@ -14,7 +14,8 @@ import torch
 from lightning import Callback
 from object_store import BUCKET, own_store  # noqa: F401
 from PIL import Image
-from test_programs import assert_same_end, options, start
+from processes import Process, done
+from test_programs import assert_same_end, options
 
 from nlzoo import program
 from nlzoo.data import chunks, stream
@@ -313,13 +314,13 @@ def fit(path, folder, *extra, kill=-1):
     seen = {"file": f"{folder}.seen", "kill": kill}
     entry = {"class_path": "test_stream.Seen", "init_args": seen}
     callback = ("--trainer.callbacks+", json.dumps(entry))
-    process = start("fit", [*options(path, folder), "--task.arch.dropout", "0", *callback, *extra])
-    _, error = process.communicate()
+    argv = [*options(path, folder), "--task.arch.dropout", "0", *callback, *extra]
+    code, _, error = Process("-m", "nlzoo.fit", *argv).end()
     files = {}
     for line in Path(f"{folder}.seen").read_text().splitlines():
         epoch, index = map(int, line.split())
         files.setdefault(epoch, []).append(index)
-    return process.returncode, files, error
+    return code, files, error
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +363,6 @@ def test_two_ranks_share_the_files(streamed, videos, tmp_path):
     reports = []
     for path, name, extra in ((streamed, "ranks", ranks), (videos, "one", ())):
         argv = ["--checkpoint", checkpoint, "--data", str(path), "--run", str(tmp_path / name)]
-        process = start("evaluate", [*argv, *extra])
-        assert process.wait() == 0, process.stderr.read()
+        done(Process("-m", "nlzoo.evaluate", *argv, *extra))
         reports.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
     assert reports[0] == reports[1]
