@@ -78,7 +78,7 @@ Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
 task, trainer, shape = dry_build(config)
 optimizer, accumulate = task.make_optimizer(), trainer.accumulate_grad_batches
-for step in range(3 * accumulate):
+for step in range(2 * accumulate):
     with trainer.precision_plugin.train_step_context():
         logits = task.train().model(torch.randint(0, 256, shape, dtype=torch.uint8))
         loss = task.loss(logits, torch.softmax(logits.detach(), 1))
@@ -95,7 +95,7 @@ print(said, status("VmHWM") - before)
     "recipe",
     [
         "i3d_nl_kinetics --data.batch_size 2 --data.crop 112",
-        "c2d_nl_kinetics --data.batch_size 4 --data.crop 128 --trainer.accumulate_grad_batches 2",
+        "c2d_nl_kinetics --data.batch_size 2 --data.crop 128 --trainer.accumulate_grad_batches 2",
         "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 96",
         "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 128 "
         "--task.activation_checkpointing ['res2','res3']",

@@ -423,13 +423,19 @@ def test_key_is_in_the_metadata(tmp_path):
     assert KEY in {p.key for p in file.metadata_props}
 
 
-# nl1 and nl5 have no node that nl10 lacks, r50 none that r101 lacks
-VIDEOS = ("*_r18", "*_r18_nl10", "*_r101_nl10", "ts?_*", "slowfast_*")
+# nl1 and nl5 have no node that nl10 lacks, r101 none that r50 lacks
+SOME = (*list_models("*_r18"), *list_models("*_r50_nl10"), "tsm_r50_nl5", "tsn_r50")
+SOME += ("slow_r18_nl10", "slowfast_r50_nl5")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for some in VIDEOS for name in list_models(some)])
-def test_every_kind_of_video_network(tmp_path, name):
+def marked(names, some):
+    """Some of the names for all runs of the long tests, the others for those of every name."""
+    tiers = {True: pytest.mark.slow, False: pytest.mark.every}
+    return [pytest.param(name, marks=tiers[name in some]) for name in names]
+
+
+@pytest.mark.parametrize("name", marked(list_models("*_r[0-9]*"), SOME))
+def test_every_video_network(tmp_path, name):
     source, _ = checkpoint(tmp_path / "c.ckpt", name, arch={"width": 8})
     for precision, tolerance in (("fp32", 1e-5), ("fp16", 5e-3)):
         path = tmp_path / f"{precision}.onnx"
@@ -439,7 +445,7 @@ def test_every_kind_of_video_network(tmp_path, name):
 
 IMAGES = {  # name: shape
     **dict.fromkeys(["resnet8_cifar10", "resnet56_cifar10_nl2"], (2, 3, 32, 32)),
-    **dict.fromkeys(["resnet18_nl5", "resnet152_nl5"], (2, 3, 64, 64)),
+    **dict.fromkeys(["resnet18_nl5", "resnet50_nl5"], (2, 3, 64, 64)),
     "timm/convnext_atto": (2, 3, 64, 64),
 }
 CLIPS = {

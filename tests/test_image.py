@@ -7,6 +7,7 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
+from test_export import marked
 
 import nlzoo
 from nlzoo.blocks import NonLocalBlock
@@ -105,8 +106,7 @@ def test_protocol_and_bit_identity(name):
     assert model.preprocessing.crop == model.default_cfg["input_size"][-1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", marked(FAMILIES, FAMILIES[::4]))
 def test_export(tmp_path, name):
     """With blocks that do something, in float32."""
     torch.manual_seed(0)
