@@ -1,10 +1,11 @@
 """NL I3D ResNet-50 on the runtimes of a CPU, beside pytorchvideo's network with its own blocks.
 
-    python -m benchmarks.latency [--rounds 15]   # one thread, needs nlzoo[openvino]
+    python -m benchmarks.latency [--rounds 45]   # one thread, needs nlzoo[openvino]
     python -m benchmarks.latency --render        # the table again, from JSON
 
 One clip of 8 x 224 x 224, float32. All have the same weights and compute the same function, which
 is checked first. Seconds of the clock, and of the processor: the steadier ones on a shared machine.
+The last measurement of each processor is kept.
 """
 
 import json
@@ -118,8 +119,15 @@ def openvino_layers(path: Path, clip: Tensor) -> dict[str, float]:
 
 
 def render() -> str:
-    """Write the Markdown tables beside the JSON file; return them."""
-    results = json.loads(RESULTS.read_text())
+    """Write the Markdown tables of all processors beside the JSON file; return them."""
+    parts = [part for found in json.loads(RESULTS.read_text()).values() for part in tables(found)]
+    text = "\n\n".join(parts) + "\n"
+    RESULTS.with_suffix(".md").write_text(text)
+    return text
+
+
+def tables(results: dict[str, Any]) -> list[str]:
+    """Of one processor."""
     head = f"NL I3D R50, {' x '.join(map(str, SHAPE))}, one thread; {describe(results['machine'])}."
     rows = [
         {
@@ -134,7 +142,7 @@ def render() -> str:
         }
         for row in results["rows"]
     ]
-    tables = (table(some, list(some[0])) for some in (rows, results["bars"]))
+    both = (table(some, list(some[0])) for some in (rows, results["bars"]))
     layers, plain = results["OpenVINO's layers"], results["rows"][0]
     why = (
         f"By OpenVINO's own clock its products (convolutions, attention) alone take "
@@ -143,23 +151,26 @@ def render() -> str:
         f"at {layers['fastest_convolution']:.0f}. Half of the first row's time is "
         f"{plain['cpu_ms'] / 2:.0f} ms."
     )
-    text = "\n\n".join([head, *tables, why]) + "\n"
-    RESULTS.with_suffix(".md").write_text(text)
-    return text
+    return [head, *both, why]
 
 
 def main() -> None:
     parser = make_parser("python -m benchmarks.latency", __doc__)
-    parser.add_argument("--rounds", type=int, default=15, help=f"{LEAST_ROUNDS} or more")
+    parser.add_argument("--rounds", type=int, default=45, help=f"{LEAST_ROUNDS} or more")
     parser.add_argument("--render", action="store_true", help="tables from the JSON file")
     options = parse_options(parser, sys.argv[1:])
-    if not options.render:
-        if torch.cuda.is_available():
-            raise SystemExit("this measures a CPU: hide the GPU by CUDA_VISIBLE_DEVICES=")
-        torch.set_num_threads(1)
-        facts = machine()
-        write_json(RESULTS, {"machine": facts, **measure(options.rounds)})
-    text = render()
+    if options.render:
+        print(render())
+        return
+    if torch.cuda.is_available():
+        raise SystemExit("this measures a CPU: hide the GPU by CUDA_VISIBLE_DEVICES=")
+    torch.set_num_threads(1)
+    facts = machine()
+    found = {"machine": facts, **measure(options.rounds)}
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    write_json(RESULTS, kept | {facts["cpu"]: found})
+    render()
+    text = "\n\n".join(tables(found))
     print(text)
     if "| NO |" in text:
         raise SystemExit("a bar does not hold")
