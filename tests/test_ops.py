@@ -1,6 +1,7 @@
 """Fast routes against the textbook form, in value and gradient, and what they promise besides."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from math import sqrt
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from nlzoo import ops
 
@@ -135,11 +137,96 @@ def test_gaussian_without_subsampling_has_one_tensor_twice() -> None:
 
 
 def test_several_chunks_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = inputs("gaussian", 2, 50, 20, 6, 3, seed=0)
+    tensors = inputs("gaussian", 2, 50, 20, 18, 3, seed=0)
     whole = value_and_gradients(function("gaussian", "chunked"), tensors)
     monkeypatch.setattr(ops, "_chunk_rows", lambda g: 16)
     parts = value_and_gradients(function("gaussian", "chunked"), tensors)
     assert max(map(error, parts, whole)) < 1e-14
+
+
+def test_a_chunk_s_weights_stay_in_cache() -> None:
+    """(B, rows, M) of them: 2 ** 20 on a CPU, 2 ** 24 elsewhere, and a row at least."""
+    assert ops._chunk_rows(torch.empty(2, 1024, 3)) == 512
+    assert ops._chunk_rows(torch.empty(2, 1024, 3, device="meta")) == 8192
+    assert ops._chunk_rows(torch.empty(1, 1 << 21, 3, device="meta").expand(9, -1, 3)) == 1
+
+
+def test_fused_attention_gets_rows_as_they_lie() -> None:
+    t = torch.randn(2, 5, 3)
+    assert ops._rows(t) is t
+    assert ops._rows(t.mT).is_contiguous()
+    assert torch.equal(ops._rows(t.mT), t.mT)
+
+
+@pytest.mark.parametrize("wide", [0, 1, 2])
+def test_the_widest_dtype_is_that_of_all(wide: int) -> None:
+    tensors = [torch.zeros(1, 2, 2, dtype=torch.bfloat16) for _ in range(3)]
+    tensors[wide] = tensors[wide].double()
+    assert ops.dot_product(*tensors).dtype == torch.float64
+
+
+def test_autocast_is_left_alone_where_it_is_off() -> None:
+    """A graph without it has none, and "meta" knows none."""
+    cpu, meta = torch.empty(1), torch.empty(1, device="meta")
+    assert isinstance(ops.autocast_off(cpu), nullcontext)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isinstance(ops.autocast_off(meta), nullcontext)
+        with ops.autocast_off(cpu):
+            assert not torch.is_autocast_enabled("cpu")
+
+
+def test_gradients_of_chunks_are_added_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bfloat16 sum of 512 like terms ends at 256 of them."""
+    monkeypatch.setattr(ops, "_chunk_rows", lambda g: 4)
+    leaves = [torch.ones(1, n, 2).bfloat16().requires_grad_() for n in (2048, 2, 2)]
+    with torch.no_grad():
+        leaves[2][0, 1] = -1  # so that the keys, too, have a gradient
+    got = value_and_gradients(function("gaussian", "chunked"), leaves)[1:]
+    call = function("gaussian", "definition")
+    wanted = value_and_gradients(call, [t.double() for t in leaves])[1:]
+    assert max(map(error, got, wanted)) < 0.01
+
+
+@pytest.mark.parametrize("route", ["definition", "sdpa", "chunked"])
+def test_keys_that_are_left_out_have_no_part(route: ops.Route) -> None:
+    theta, phi, g = inputs("embedded_gaussian", 2, 9, 7, 4, 4, seed=0)
+    keys = torch.tensor([[1, 1, 0, 1, 0, 1, 1], [0, 0, 0, 1, 1, 0, 1]]).bool()
+    got = ops.embedded_gaussian(theta, phi, g, scale=0.5, route=route, keys=keys)
+    for i, seen in enumerate(keys):
+        some = (t[i : i + 1] for t in (theta, phi[:, seen], g[:, seen]))
+        wanted = ops.embedded_gaussian(*some, scale=0.5, route="definition")
+        torch.testing.assert_close(got[i : i + 1], wanted)
+
+
+@pytest.mark.parametrize("form", ["gaussian", "dot_product", "concatenation", "pairwise_relu"])
+def test_the_route_is_chosen_by_what_is_there(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose, asked = ops.choose_route, []
+
+    def ask(*given: Any) -> ops.Route:
+        asked.append(given)
+        return choose(*given)
+
+    monkeypatch.setattr(ops, "choose_route", ask)
+    tensors = inputs(form, 2, 9, 7, 4, 3, seed=0)
+    got = getattr(ops, form)(*tensors)
+    d = 1 if form in ("concatenation", "pairwise_relu") else 4  # a_i + b_j
+    name = {"gaussian": "embedded_gaussian", "pairwise_relu": "concatenation"}.get(form, form)
+    assert asked == [(name, "auto", "cpu", torch.float64, (9, 7, d, 3))]
+    scale = {"scale": 1.0} if form == "gaussian" else {}
+    wanted = getattr(ops, form)(*tensors, **scale, route="definition")
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("form", "route"), [e for e in EVERY if "sdpa" not in e and e[0] != "gaussian"]
+)
+def test_products_are_those_that_pytorch_counts(form: str, route: str) -> None:
+    n, m, d, dv = 150, 130, 12, 20
+    own = "pairwise_relu" if form == "concatenation" else form
+    call, tensors = function(own, route), inputs(own, 1, n, m, d, dv, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        call(*tensors)
+    assert counter.get_total_flops() == 2 * ops.multiply_adds(form, route, (n, m, d, dv))
 
 
 @given(st.integers(0, 2**31))
@@ -198,6 +285,18 @@ def test_no_pair_map_is_kept_for_the_backward_pass(form: str, route: str) -> Non
         function(form, route)(*leaves)
     assert kept
     assert max(kept) < n * m / 10
+
+
+@pytest.mark.parametrize("form", ops.ROUTES)
+def test_the_textbook_form_keeps_it_and_has_a_second_derivative(form: str) -> None:
+    leaves = [t.requires_grad_() for t in inputs(form, 1, 9, 8, 2, 2, seed=0)]
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
+        function(form, "definition")(*leaves)
+    assert max(kept) == 9 * 8
+    assert torch.autograd.gradgradcheck(function(form, "definition"), leaves)
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -261,9 +360,16 @@ def test_compiles_as_one_graph(form: str, route: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "route"), [("gaussian", "chunked"), ("gaussian", "sdpa"), ("concatenation", "fast")]
+    ("form", "route", "message"),
+    [
+        ("gaussian", "chunked", "^this fast route has no .* use route='definition'$"),
+        ("gaussian", "sdpa", "not implemented"),
+        ("concatenation", "fast", "^this fast route has no .* use route='definition'$"),
+    ],
 )
-def test_a_second_derivative_raises_rather_than_being_wrong(form: str, route: str) -> None:
+def test_a_second_derivative_raises_rather_than_being_wrong(
+    form: str, route: str, message: str
+) -> None:
     leaves = [t.requires_grad_() for t in inputs(form, 1, 9, 8, 4, 4, seed=0)]
     y = function(form, route)(*leaves)
 
@@ -271,7 +377,7 @@ def test_a_second_derivative_raises_rather_than_being_wrong(form: str, route: st
         first = torch.autograd.grad(y.sum(), leaves, create_graph=True)
         torch.autograd.grad(first[0].square().sum(), leaves)
 
-    with pytest.raises(RuntimeError, match=r"route='definition'|not implemented"):
+    with pytest.raises(RuntimeError, match=message):
         twice()
 
 
@@ -280,15 +386,23 @@ def test_a_second_derivative_raises_rather_than_being_wrong(form: str, route: st
     [
         ("embedded_gaussian", "cpu", torch.float32, (12544, 3136, 256, 256), "sdpa"),
         ("embedded_gaussian", "cpu", torch.float32, (196, 49, 256, 256), "definition"),
+        ("embedded_gaussian", "cpu", torch.float32, (400, 1000, 64, 64), "sdpa"),
         ("gaussian", "cpu", torch.float32, (12544, 3136, 512, 256), "chunked"),
         ("embedded_gaussian", "cuda", torch.bfloat16, (12544, 3136, 256, 256), "sdpa"),
         ("embedded_gaussian", "cuda", torch.bfloat16, (3136, 784, 512, 512), "chunked"),
         ("embedded_gaussian", "cuda", torch.float32, (3136, 784, 512, 512), "sdpa"),
         ("embedded_gaussian", "cuda", torch.float64, (3136, 784, 512, 512), "chunked"),
+        ("embedded_gaussian", "cuda", torch.float64, (3136, 784, 256, 256), "chunked"),
+        ("embedded_gaussian", "cuda", torch.float32, (3136, 784, 12, 16), "chunked"),
+        ("embedded_gaussian", "cuda", torch.float32, (3136, 784, 16, 12), "chunked"),
         ("dot_product", "cpu", torch.float32, (12544, 3136, 256, 256), "fast"),
         ("dot_product", "cpu", torch.float32, (784, 196, 512, 512), "definition"),
+        ("dot_product", "cpu", torch.float32, (64, 64, 64, 64), "definition"),  # as many products
         ("concatenation", "cpu", torch.float32, (3136, 784, 1, 256), "fast"),
         ("concatenation", "cpu", torch.float32, (196, 49, 1, 256), "definition"),
+        ("concatenation", "cpu", torch.float32, (300, 500, 1, 256), "fast"),
+        ("concatenation", "cuda", torch.float32, (1999, 2000, 1, 256), "definition"),
+        ("concatenation", "cuda", torch.float32, (2000, 2000, 1, 256), "fast"),
     ],
 )
 def test_the_choice(
@@ -296,11 +410,14 @@ def test_the_choice(
 ) -> None:
     assert ops.choose_route(form, "auto", device, dtype, size) == route
     assert ops.choose_route(form, "definition", device, dtype, size) == "definition"
+    if route != "definition":
+        assert ops.choose_route(form, "fast", device, dtype, size) == route
 
 
 @pytest.mark.parametrize(("form", "route"), EVERY)
 def test_no_key_raises(form: str, route: str) -> None:
-    with pytest.raises(ValueError, match="M = 0"):
+    message = "^there is no key to look at .M = 0.; sub-sample less or use larger input$"
+    with pytest.raises(ValueError, match=message):
         function(form, route)(*inputs(form, 1, 4, 0, 3, 3, seed=0))
 
 
