@@ -282,7 +282,8 @@ class NonLocalBlock(nn.Module):
                 theta, phi, g, scale=self.scale, route=self.route, keys=keys
             )
         if keys is not None:  # a mean over those that count
-            g = g * (keys / keys.float().mean(1, keepdim=True)).unsqueeze(-1).to(g.dtype)
+            seen = ops.at_least_float32(keys.to(g.dtype))
+            g = g * (seen / seen.mean(1, keepdim=True)).unsqueeze(-1).to(g.dtype)
         if self.form == "concatenation":
             return ops.pairwise_relu(theta.squeeze(-1), phi.squeeze(-1), g, route=self.route)
         return ops.dot_product(theta, phi, g, route=self.route)

@@ -412,6 +412,31 @@ def test_attention_says_what_the_block_computes(form: str, options: dict[str, An
         torch.testing.assert_close(b(x)[(1, slice(None), *query)], z)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("subsample", [None, 2])
+@pytest.mark.parametrize("form", FORMS)
+def test_keys_that_are_padding_take_no_attention(
+    form: str, subsample: int | None, dtype: torch.dtype
+) -> None:
+    b = block(dims=2, form=form, subsample=subsample, norm=None).to(dtype)
+    x = clip(2, 8, 10, 16).to(dtype)
+    x[0, :, :, 11:] = 0  # an odd column is pooled with one of padding
+    inside = torch.ones(2, 10, 16, dtype=torch.bool)
+    inside[0, :, 11:] = False
+    same, padded = b(x, inside), b(x)
+    wanted = b(x[:1, :, :, : 12 if subsample else 11])[..., :11]
+    near = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 0.02, "atol": 0.5}
+    torch.testing.assert_close(same[:1, ..., :11], wanted, **near)
+    torch.testing.assert_close(same[1], padded[1], **near)
+    assert (padded[:1, ..., :11] - wanted).abs().max() > 1e-2
+
+
+def test_a_grid_may_be_one_position_wide_and_starts_at_the_first() -> None:
+    b, shape = block(extent="time"), (2, 8, 4, 5, 1)
+    assert b.key_grid(shape).tolist() == [[t, 0, 0] for t in range(4)]
+    assert b.key_grid(shape, (1, 3, 0)).tolist() == [[t, 3, 0] for t in range(4)]
+
+
 def test_attention_takes_flat_queries_and_refuses_others() -> None:
     b, x = block(subsample=2), clip(1, 8, 4, 5, 6)
     assert torch.equal(b.attention(x, (1, 2, 3)), b.attention(x, 45))
@@ -491,9 +516,11 @@ def test_wrong_input(options: dict[str, Any], shape: tuple[int, ...], message: s
 
 
 def test_repr_tells_every_choice() -> None:
-    text = repr(NonLocalBlock(8, form="dot_product", subsample=2, groups=2))
-    for part in ("'dot_product'", "subsample=(1, 2, 2)", "groups=2", "extent='spacetime'"):
-        assert part in text
+    made = NonLocalBlock(8, form="dot_product", subsample=2, groups=2)
+    assert made.extra_repr() == (
+        "8, dims=3, form='dot_product', inner=4, scale=1.0, subsample=(1, 2, 2), "
+        "subsample_first=True, extent='spacetime', groups=2, route='auto'"
+    )
 
 
 COSTS = [
@@ -517,4 +544,28 @@ def test_multiply_adds_are_those_counted(form: Any, options: dict[str, Any]) -> 
             x = torch.empty(1, 8, *(8, 9, 10)[-made.dims :])
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             made(x)
-        assert 2 * made.multiply_adds(x.shape) == counter.get_total_flops(), route
+        cost = made.multiply_adds(x.shape)
+        assert 2 * cost == counter.get_total_flops(), route
+        assert isinstance(cost, int)
+
+
+@pytest.mark.parametrize("options", COSTS, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_multiply_adds_are_of_the_route_that_is_taken(
+    form: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose, asked = ops.choose_route, []
+
+    def ask(name: str, *given: Any) -> ops.Route:
+        asked.append(given)
+        return choose(name, *given)
+
+    monkeypatch.setattr(ops, "choose_route", ask)
+    for route in ops.ROUTES[form]:
+        made = block(form=form, route=route, **options)
+        x = clip(1, 8, *(8, 9, 10)[-made.dims :])
+        made(x)
+        made.multiply_adds(x.shape)
+        taken, counted = asked[-2:]
+        assert taken == counted
+        assert taken[:3] == (route, "cpu", torch.float64)

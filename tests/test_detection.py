@@ -238,23 +238,6 @@ def boxes(model, maps, inputs):
     return heads.box_coder.decode(deltas, given)
 
 
-@pytest.mark.parametrize("subsample", [None, 2])
-@pytest.mark.parametrize("form", ["gaussian", "embedded_gaussian", "dot_product", "concatenation"])
-def test_keys_that_are_padding_take_no_attention(form, subsample):
-    torch.manual_seed(0)
-    block = NonLocalBlock(16, dims=2, form=form, subsample=subsample, norm=None, zero_init=False)
-    x = torch.randn(2, 16, 10, 16)
-    x[0, :, :, 11:] = 0  # an odd column is pooled with one of padding
-    inside = torch.ones(2, 10, 16, dtype=torch.bool)
-    inside[0, :, 11:] = False
-    lone, part = block(x[:1, :, :, :11]), block(x[:1, :, :, :12])
-    wanted = part[..., :11] if subsample else lone
-    same = block(x, inside)
-    assert torch.allclose(same[:1, ..., :11], wanted, atol=1e-5)
-    assert torch.allclose(same[1], block(x)[1], atol=1e-5)
-    assert (block(x)[:1, ..., :11] - wanted).abs().max() > 1e-2
-
-
 def test_a_key_mask_knows_the_sizes_of_the_images():
     options = {"key_mask": True, "zero_init": False}
     model = create_model("mask_rcnn_resnet18_fpn_nl1", non_local=options, **SMALL).eval()
