@@ -432,6 +432,8 @@ def test_keys_that_are_padding_take_no_attention(
 
 
 def test_a_grid_may_be_one_position_wide_and_starts_at_the_first() -> None:
+    grid = [[t, y, 0] for t in range(4) for y in range(5)]
+    assert block().key_grid((2, 8, 4, 5, 1)).tolist() == grid
     b, shape = block(extent="time"), (2, 8, 4, 5, 1)
     assert b.key_grid(shape).tolist() == [[t, 0, 0] for t in range(4)]
     assert b.key_grid(shape, (1, 3, 0)).tolist() == [[t, 3, 0] for t in range(4)]
