@@ -17,6 +17,7 @@ from nlzoo.program import (
     numbers,
     parse_options,
     run,
+    table_console,
 )
 
 if TYPE_CHECKING:
@@ -195,7 +196,8 @@ def tensorrt(options: Namespace) -> None:
     if KEY in built:
         pre = Spec.from_json(built[KEY]).preprocessing
         what = "IMAGE" if pre and not pre.frames else "VIDEO"
-        sys.stdout.write(f"Next: python -m nlzoo.export run {options.output} {what}\n")
+        next_ = f"python -m nlzoo.export run {options.output} {what}"
+        sys.stdout.write(f"Next, where there is such a card: {next_}\n")
 
 
 # -- check ----------------------------------------------------------------------------------
@@ -213,13 +215,12 @@ def check_parser() -> ArgumentParser:
 
 def check(options: Namespace) -> None:
     """A row a finding."""
-    from rich.console import Console
     from rich.table import Column, Table
 
     from nlzoo.export.check import check as check_file
 
     verdict, *findings = check_file(options.file, options.target, options.shape)
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = table_console()
     console.print(f"{options.file} {verdict.what}")
     if findings:
         titles = ("node", "operator", "stops", "what", "what to do")

@@ -10,11 +10,11 @@ from string import Template
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from nlzoo.export.plots import Plot, plots
 from nlzoo.files import read_text, write_whole
+from nlzoo.program import table_console
 
 Results = dict[str, Any]  # of one measurement
 Row = dict[str, Any]
@@ -122,11 +122,11 @@ def _power(number: float) -> str:
 
 def show(results: Results) -> None:
     """The tables, in the terminal."""
-    console = Console(highlight=False)
-    console.print(_table(cells(results["rows"])))
+    console = table_console()
+    console.print(_table(cells(results["rows"])), soft_wrap=False)
     if stages := results.get("stages"):
-        console.print(_table(_stage_cells(stages)))
-    console.print(NOTE, style="dim")
+        console.print(_table(_stage_cells(stages)), soft_wrap=False)
+    console.print(NOTE, style="dim", soft_wrap=False)
 
 
 def _table(cells: Cells) -> Table:

@@ -65,7 +65,10 @@ class Runner:
         suffix = "" if isinstance(source, nn.Module) else Path(source).suffix
         kinds = RUNTIMES.get(suffix, RUNTIMES[""])
         self.runtime = runtime or kinds[0]
-        check_choice("runtime", self.runtime, kinds)
+        check_choice("runtime", self.runtime, [kind for some in RUNTIMES.values() for kind in some])
+        if self.runtime not in kinds:
+            fits = " or ".join(kinds)
+            raise ValueError(f"runtime {self.runtime!r} cannot take {source}: {fits} can")
         if threads < 0:
             raise ValueError(f"threads is {threads}: give 1 or more, or 0 for the runtime's own")
         self._session: Session

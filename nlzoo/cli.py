@@ -169,10 +169,16 @@ def parse(
         merged = merge(merged, read_recipe(name))
     if merged and "--sample" in rest:
         merged = lay_sample(merged)
+        if any(argument.startswith("--data.path") for argument in rest):
+            raise ValueError("--sample brings data of its own: leave --data out, or --sample")
     merged = merge(merged, nested) if merged else merged
     if asks_for_help(rest):
         shorten_help(parser)
     elif not merged:
+        known = {option for action in parser._actions for option in action.option_strings}
+        for word in {argument.partition("=")[0] for argument in rest} - known:
+            if "did you mean" in (close := nearest(word, ["--recipe"])):
+                raise ValueError(f"unknown key {word!r}{close}")
         raise ValueError(f"no recipe: --recipe NAME, one of {', '.join(recipe_names())}")
     given = ["--recipe", json.dumps(merged), *rest] if merged else rest
     classes = (Classification, Detection, Kinetics, Charades, Images, Coco)

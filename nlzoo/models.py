@@ -111,7 +111,8 @@ def load_model(path: str | Path) -> Network:
     weights = read_weights(path, clips=False)  # in no other names than ours
     if not weights.spec:
         raise ValueError(
-            f"{path} says nothing about its model; use create_model(NAME, pretrained=PATH)"
+            f"{path} says nothing about its model; use create_model(NAME, pretrained=PATH), "
+            f"for a NAME that `python -m nlzoo.weights inspect {path}` tells"
         )
     name = weights.spec["model"]["name"]
     if name in DETECTORS:

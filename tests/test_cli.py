@@ -102,6 +102,11 @@ def test_the_sample_of_charades_keeps_depth_blocks_and_groups(tmp_path, monkeypa
     [
         ((), "no recipe: --recipe NAME, one of c2d_kinetics"),
         (("--sample",), "no recipe: --recipe NAME, one of c2d_kinetics"),
+        (("--recpie", "i3d_nl_kinetics"), "unknown key '--recpie'; did you mean '--recipe'"),
+        (
+            ("--recipe", "i3d_nl_kinetics", "--sample", "--data", "x"),
+            "--sample brings data of its own: leave --data out, or --sample",
+        ),
         (("--recipe", "zzz"), "no recipe 'zzz'; there are c2d_kinetics, .*, videos_timm_finetune$"),
         (("--recipe", "i3d_nl_kinetic"), "did you mean 'i3d_nl_kinetics'"),
         (("--recipe", "i3d_kinetics", "--task.lrr", "1"), "unknown key 'lrr'; did you mean 'lr'"),

@@ -367,6 +367,7 @@ def test_a_picture_of_where_the_film_moves_most(film: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("at", [(20, 0, 0), (0, 96, 0), (0, 0, 64), (-1, 0, 0), (0, 0, -1)])
 def test_positions_outside_of_the_file(film: Path, tmp_path: Path, at: Any) -> None:
-    with pytest.raises(ValueError, match=r"film\.mp4: FRAME,X,Y = .* is outside of its \(20, 96"):
+    message = r"film\.mp4: FRAME,X,Y = .* is outside: it has 20 frames, 96 columns, 64 rows"
+    with pytest.raises(ValueError, match=message):
         look_at_video(network(), film, tmp_path / "picture.png", at)
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.table import Table
 
 from nlzoo import program
 from nlzoo.weights.__main__ import parser
@@ -54,6 +55,17 @@ def test_a_workers_traceback_is_left_out():
         '  File "x.py", line 1, in f\nValueError: video a.mp4 is empty'
     )
     assert program.one_line(ValueError(text)) == "video a.mp4 is empty"
+    text = "DataLoader worker (pid 15083) is killed by signal: Killed. "
+    assert program.one_line(RuntimeError(text)).startswith(
+        "a worker that reads data was ended from outside (Killed): where memory is short give fewer"
+    )
+
+
+def test_names_stay_whole_in_a_pipe(capsys):
+    table = Table("file", "class")
+    table.add_row("a" * 200, "b")
+    program.table_console().print(table)
+    assert f" {'a' * 200} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

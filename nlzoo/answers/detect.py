@@ -171,15 +171,14 @@ def look_at_objects(
     Raises:
         ValueError: a position outside the image, or a backbone without blocks.
     """
-    from nlzoo.explain import draw, look  # with Matplotlib
+    from nlzoo.explain import check_position, draw, look  # with Matplotlib
 
     height, width = found.image.shape[1:]
     if at is None:
         boxes = found.objects["boxes"]
         x1, y1, x2, y2 = boxes[0].tolist() if len(boxes) else (0, 0, width, height)
         at = min(int(x1 + x2) // 2, width - 1), min(int(y1 + y2) // 2, height - 1)
-    if not all(0 <= a < s for a, s in zip(at, (width, height), strict=True)):
-        raise ValueError(f"{found.file}: X,Y = {at} is outside of its {(width, height)}")
+    check_position(str(found.file), at, (width, height))
     device = device_of(model)
     with torch.inference_mode():
         inputs, _ = model.transform([found.image.to(device) / 255])

@@ -17,6 +17,7 @@ from nlzoo.data.decode import VIDEO_SUFFIXES
 from nlzoo.data.layouts import find_videos
 from nlzoo.data.pictures import SUFFIXES, find_images
 from nlzoo.preprocessing import Unreadable
+from nlzoo.program import table_console
 
 Answer = dict[str, Any]  # of `watch`
 
@@ -140,7 +141,7 @@ def show(answers: Sequence[Answer]) -> None:
             table.add_row(one["file"], "nothing", "")
         for i, top in enumerate(one["top"]):
             table.add_row("" if i else one["file"], top["class"], f"{top['score']:.3f}")
-    console = Console(highlight=False, soft_wrap=True)
+    console = table_console()
     console.print(table)
     for one in answers:
         if "damage" in one:

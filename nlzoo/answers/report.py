@@ -7,7 +7,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torchmetrics.functional.classification import (
@@ -16,6 +15,7 @@ from torchmetrics.functional.classification import (
 )
 
 from nlzoo.files import sha256_of, whole_file, write_whole
+from nlzoo.program import table_console
 from nlzoo.tasks.scores import Results, of_class
 
 FEW = 25  # classes that there is room for
@@ -87,14 +87,10 @@ def _write_evaluation(
     table.add_column(overflow="fold")
     for key, value in facts.items():
         table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
-    console = _console()
+    console = table_console()
     console.print(table)
     written = (str(folder / name) for name in ("evaluation.json", *names))
     console.print(f"Written: {', '.join(written)}")
-
-
-def _console() -> Console:
-    return Console(soft_wrap=True, highlight=False)
 
 
 Told = tuple[dict[str, Any], dict[str, Any], str]  # facts, those of classes, the file written
@@ -133,7 +129,7 @@ def _write_classes(folder: Path, by_class: dict[str, dict[str, Any]]) -> None:
         for name, row in by_class.items():
             cells = (row.get(key) for key in keys)
             table.add_row(name, *("" if cell is None else f"{cell:.4g}" for cell in cells))
-        _console().print(table)
+        table_console().print(table)
 
 
 def _write_scores(path: Path, data: Any, results: Results) -> None:

@@ -138,7 +138,7 @@ def look_at_video(model: Network, video: Source, picture: Path, at: At | None = 
         Unreadable: no frame can be read.
         ValueError: a position outside the video, or a network without blocks.
     """
-    from nlzoo.explain import draw, look  # with Matplotlib
+    from nlzoo.explain import check_position, draw, look  # with Matplotlib
 
     pre = model.preprocessing
     with open_video(video) as file:
@@ -148,8 +148,8 @@ def look_at_video(model: Network, video: Source, picture: Path, at: At | None = 
         numbers = clip_at(min(max(wanted, 0), last), file.frames, pre.frames, step)
         frames = file.read(numbers).permute(0, 3, 1, 2)
         size = (file.frames, frames.shape[3], frames.shape[2])
-    if at and not all(0 <= a < s for a, s in zip(at, size, strict=True)):
-        raise ValueError(f"{_name(video)}: FRAME,X,Y = {at} is outside of its {size}")
+    if at:
+        check_position(_name(video), at, size)
     small = resize_short(frames, pre.test_size)
     query = None
     if at:
@@ -179,12 +179,11 @@ def look_at_image(model: Network, image: Picture, picture: Path, at: At | None =
         Unreadable: it is no image, or damaged.
         ValueError: a position outside the image, or a network without blocks.
     """
-    from nlzoo.explain import draw, look  # with Matplotlib
+    from nlzoo.explain import check_position, draw, look  # with Matplotlib
 
     whole = read_image(image)
     at = at or (whole.width // 2, whole.height // 2)
-    if not all(0 <= a < s for a, s in zip(at, whole.size, strict=True)):
-        raise ValueError(f"{image}: X,Y = {at} is outside of its {whole.size}")
+    check_position(str(image), at, whole.size)
     small = pil_to_tensor(resize_image(whole, model.preprocessing))
     y, x = (a * s // w for a, s, w in zip(at[::-1], small.shape[1:], whole.size[::-1], strict=True))
     looks = look(model, small[None].to(device_of(model)), (0, y, x))

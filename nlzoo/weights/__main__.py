@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
 from rich.table import Column, Table
 
 from nlzoo.names import nearest
-from nlzoo.program import Subcommands, add_subcommands, make_parser, parse_options, run
+from nlzoo.program import (
+    Subcommands,
+    add_subcommands,
+    make_parser,
+    parse_options,
+    run,
+    table_console,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -58,8 +64,7 @@ def show_list(options: Namespace) -> None:
     for entry in found:
         licence = entry.licence.partition(" (")[0]
         table.add_row(entry.name, entry.top1, entry.clip, entry.gives or "nothing", licence)
-    width = None if sys.stdout.isatty() else 200  # whole names in a pipe
-    Console(highlight=False, soft_wrap=True, width=width).print(table)
+    table_console().print(table)
 
 
 # -- download -------------------------------------------------------------------------------
