@@ -168,7 +168,8 @@ def main() -> None:
     facts = machine()
     found = {"machine": facts, **measure(options.rounds)}
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    write_json(RESULTS, kept | {facts["cpu"]: found})
+    name = f"{facts['cpu']}, {float(facts['MHz']):.0f} MHz"
+    write_json(RESULTS, kept | {name: found})
     render()
     text = "\n\n".join(tables(found))
     print(text)

@@ -17,7 +17,6 @@ from nlzoo.program import (
     numbers,
     parse_options,
     run,
-    table_console,
 )
 
 if TYPE_CHECKING:
@@ -217,6 +216,7 @@ def check(options: Namespace) -> None:
     """A row a finding."""
     from rich.table import Column, Table
 
+    from nlzoo.console import table_console
     from nlzoo.export.check import check as check_file
 
     verdict, *findings = check_file(options.file, options.target, options.shape)

@@ -12,9 +12,9 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from nlzoo.console import table_console
 from nlzoo.export.plots import Plot, plots
 from nlzoo.files import read_text, write_whole
-from nlzoo.program import table_console
 
 Results = dict[str, Any]  # of one measurement
 Row = dict[str, Any]

@@ -67,8 +67,8 @@ class Runner:
         self.runtime = runtime or kinds[0]
         check_choice("runtime", self.runtime, [kind for some in RUNTIMES.values() for kind in some])
         if self.runtime not in kinds:
-            fits = " or ".join(kinds)
-            raise ValueError(f"runtime {self.runtime!r} cannot take {source}: {fits} can")
+            what, fits = suffix or "a network", " or ".join(kinds)
+            raise ValueError(f"runtime {self.runtime!r} cannot take {what}: {fits} can")
         if threads < 0:
             raise ValueError(f"threads is {threads}: give 1 or more, or 0 for the runtime's own")
         self._session: Session

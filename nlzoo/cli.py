@@ -9,6 +9,7 @@ import pydoc
 import re
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -168,17 +169,16 @@ def parse(
     for name in names:
         merged = merge(merged, read_recipe(name))
     if merged and "--sample" in rest:
-        merged = lay_sample(merged)
         if any(argument.startswith("--data.path") for argument in rest):
             raise ValueError("--sample brings data of its own: leave --data out, or --sample")
+        merged = lay_sample(merged)
     merged = merge(merged, nested) if merged else merged
     if asks_for_help(rest):
         shorten_help(parser)
     elif not merged:
-        known = {option for action in parser._actions for option in action.option_strings}
-        for word in {argument.partition("=")[0] for argument in rest} - known:
-            if "did you mean" in (close := nearest(word, ["--recipe"])):
-                raise ValueError(f"unknown key {word!r}{close}")
+        words = (argument.partition("=")[0] for argument in rest if argument.startswith("--"))
+        if meant := get_close_matches("--recipe", words, 1, 0.8):
+            raise ValueError(f"unknown key {meant[0]!r}; did you mean '--recipe'?")
         raise ValueError(f"no recipe: --recipe NAME, one of {', '.join(recipe_names())}")
     given = ["--recipe", json.dumps(merged), *rest] if merged else rest
     classes = (Classification, Detection, Kinetics, Charades, Images, Coco)

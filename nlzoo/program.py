@@ -8,7 +8,7 @@ import warnings
 from argparse import SUPPRESS, Action, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import (
     ArgumentError,
@@ -18,9 +18,6 @@ from jsonargparse import (
 )
 
 from nlzoo.names import nearest
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 Subcommands = Mapping[str, tuple[Callable[[], ArgumentParser], Callable[[Namespace], None]]]
 REMEDIES = {  # of what a system says
@@ -148,14 +145,6 @@ def parse_options(
         raise ValueError(parser_message(str(error), [*known, *keys])) from error
 
 
-def table_console() -> "Console":
-    """Of standard output; in a pipe tables are as wide as they need, and names stay whole."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000
-    return Console(highlight=False, soft_wrap=True, width=width)
-
-
 def numbers(option: str, text: str, separator: str = ",") -> list[int]:
     """`1,2,3` as numbers from 1; a ValueError that names the option where it is something else."""
     parts = [part.strip() for part in text.split(separator) if part]
@@ -170,11 +159,8 @@ def one_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if "Original Traceback" in text:  # a DataLoader worker's error, raised again
         text = text.splitlines()[-1].partition(": ")[2] or text.splitlines()[-1]
-    if ended := re.search(r"DataLoader worker .* killed by signal: (\w+)", text):
-        text = (
-            f"a worker that reads data was ended from outside ({ended[1]}): where memory is short "
-            "give fewer --data.workers; a training goes on with --resume auto"
-        )
+    if re.match(r"DataLoader worker .*(by signal: (Killed|Terminated)|exited unexpectedly)", text):
+        text = "a process that reads data was ended; where memory is short give fewer data.workers"
     if isinstance(error, OSError) and error.strerror and error.filename:
         remedy = REMEDIES.get(error.errno or 0, "")
         text = f"{error.strerror}: {error.filename}{remedy}"

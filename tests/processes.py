@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = str(Path(__file__).parent)
+PLACES = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 
 class Process(subprocess.Popen):
@@ -26,7 +26,7 @@ class Process(subprocess.Popen):
             [sys.executable, *map(str, argv)],
             stdout=self.printed[0],
             stderr=self.printed[1],
-            env={**os.environ, "PYTHONPATH": HERE, **environment},
+            env={**os.environ, "PYTHONPATH": PLACES, **environment},
             # a shell that starts the tests in the background has it ignored, and it is inherited
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
@@ -37,6 +37,7 @@ class Process(subprocess.Popen):
             code = self.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
+            self.wait()
             pytest.fail(f"still there after {timeout} s: {self.args}\n{self.read(1)}")
         return code, self.read(0), self.read(1)
 

@@ -104,7 +104,7 @@ def test_look_through_the_block_of_the_backbone(trained, root, tmp_path, capsys)
     predict.main([*arguments, "--look", str(tmp_path / "look.png"), "--at", "30,40", "--json"])
     assert json.loads(capsys.readouterr().out)[0]["look"]["x"] == 30
     assert Image.open(tmp_path / "look.png").width > 100
-    with pytest.raises(ValueError, match="outside of its"):
+    with pytest.raises(ValueError, match="is outside: it has"):
         predict.main([*arguments, "--look", str(tmp_path / "look.png"), "--at", "30,400"])
 
 

@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from tiers import marked
 from torch import nn
 
 from nlzoo import NonLocalBlock, create_model, list_models
@@ -423,18 +424,14 @@ def test_key_is_in_the_metadata(tmp_path):
     assert KEY in {p.key for p in file.metadata_props}
 
 
-# nl1 and nl5 have no node that nl10 lacks, r101 none that r50 lacks
-SOME = (*list_models("*_r18"), *list_models("*_r50_nl10"), "tsm_r50_nl5", "tsn_r50")
-SOME += ("slow_r18_nl10", "slowfast_r50_nl5")
+# nl1 and nl5 have no node that nl10 lacks, r101 none that r50 lacks; TSM and SlowFast have no nl10
+VIDEOS = [
+    *("c2d_r18", "i3d_r18", "slow_r18", "slow_r18_nl10", "tsn_r50", "tsm_r50_nl5"),
+    *("c2d_r50_nl10", "i3d_r50_nl10", "i3d333_r50_nl10", "slow_r50_nl10", "slowfast_r50_nl5"),
+]
 
 
-def marked(names, some):
-    """Some of the names for all runs of the long tests, the others for those of every name."""
-    tiers = {True: pytest.mark.slow, False: pytest.mark.every}
-    return [pytest.param(name, marks=tiers[name in some]) for name in names]
-
-
-@pytest.mark.parametrize("name", marked(list_models("*_r[0-9]*"), SOME))
+@pytest.mark.parametrize("name", marked(list_models("*_r[0-9]*"), VIDEOS))
 def test_every_video_network(tmp_path, name):
     source, _ = checkpoint(tmp_path / "c.ckpt", name, arch={"width": 8})
     for precision, tolerance in (("fp32", 1e-5), ("fp16", 5e-3)):

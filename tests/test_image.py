@@ -7,7 +7,7 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from test_export import marked
+from tiers import marked
 
 import nlzoo
 from nlzoo.blocks import NonLocalBlock
@@ -47,6 +47,16 @@ FAMILIES = [
     "dla34",
     "ghostnet_100",
     "ese_vovnet19b_dw",
+]
+EXPORTED = [  # of those, in every run of the long tests
+    "resnet18",
+    "efficientnet_b0",
+    "mobilenetv3_small_100",
+    "resnest14d",
+    "darknet53",
+    "poolformer_s12",
+    "hardcorenas_a",
+    "dla34",
 ]
 
 
@@ -106,7 +116,7 @@ def test_protocol_and_bit_identity(name):
     assert model.preprocessing.crop == model.default_cfg["input_size"][-1]
 
 
-@pytest.mark.parametrize("name", marked(FAMILIES, FAMILIES[::4]))
+@pytest.mark.parametrize("name", marked(FAMILIES, EXPORTED))
 def test_export(tmp_path, name):
     """With blocks that do something, in float32."""
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # A module imports from layers before its own, and from its own package.
 LAYERS = [
-    {"version", "files", "names", "preprocessing", "geometry", "shapes"},
+    {"version", "console", "files", "names", "preprocessing", "geometry", "shapes"},
     {"ops", "convs", "program", "network"},
     {"blocks", "folded"},
     {"insert", "weights"},
@@ -35,6 +35,7 @@ ONLY = {
     "weights": {"blocks", "files", "names", "network", "version", "geometry", "preprocessing"},
     "export": {
         "blocks",
+        "console",
         "convs",
         "files",
         "models",

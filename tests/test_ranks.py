@@ -66,7 +66,7 @@ DDP = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def start(module, *argv, **environment):
-    return Process("-m", module, *argv, **{"OMP_NUM_THREADS": "1", **environment})
+    return Process("-m", module, *argv, OMP_NUM_THREADS="1", **environment)
 
 
 def losses(folder, ranks):
@@ -174,7 +174,9 @@ def test_other_recipes_are_refused_by_all(videos, tmp_path):
     ranks = [
         start(
             "nlzoo.fit",
-            *(*argv, "--task.lr", rate),
+            *argv,
+            "--task.lr",
+            rate,
             **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"},
             **{"LOCAL_RANK": str(r), "RANK": str(r), "NODE_RANK": "0", "GROUP_RANK": "0"},
             **{"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2"},

@@ -83,10 +83,10 @@ def test_shapes_and_dtypes_are_checked_before_the_call(exported):
             runner(clips(1).double())
     with pytest.raises(ValueError, match="unknown runtime 'onnxrt'; did you mean 'onnxruntime'"):
         Runner(exported[2], "onnxrt")
-    with pytest.raises(
-        ValueError, match=r"'eager' cannot take .*onnx: onnxruntime or openvino"
-    ):
+    with pytest.raises(ValueError, match=r"'eager' cannot take \.onnx: onnxruntime or openvino"):
         Runner(exported[2], "eager")
+    with pytest.raises(ValueError, match="'openvino' cannot take a network: eager or compile can"):
+        Runner(torch.nn.ReLU(), "openvino")
 
 
 def test_files_that_cannot_be_run(exported, tmp_path, capsys):

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -149,8 +148,8 @@ stream.main(sys.argv[1:])
 
 def test_a_killed_writer_goes_on(videos, streamed, tmp_path, capsys):
     dest = tmp_path / "set"
-    command = [sys.executable, "-c", KILLED.format(chunk=SMALL), str(videos), str(dest)]
-    assert subprocess.run(command, stderr=subprocess.PIPE).returncode == -signal.SIGKILL
+    killed = Process("-c", KILLED.format(chunk=SMALL), videos, dest)
+    assert killed.end()[0] == -signal.SIGKILL
     there = {path: path.stat().st_ino for path in dest.glob("chunks/*/*.bin")}
     assert [path.name for path in sorted(there)] == ["chunk-0-0.bin", "chunk-0-1.bin"]
     with pytest.raises(ValueError, match="is not finished"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_keypoints, draw_segmentation_masks
 
+from nlzoo.answers.position import check_position
 from nlzoo.data.pictures import Source, read_image
 from nlzoo.files import write_whole
 from nlzoo.network import device_of
@@ -171,7 +172,7 @@ def look_at_objects(
     Raises:
         ValueError: a position outside the image, or a backbone without blocks.
     """
-    from nlzoo.explain import check_position, draw, look  # with Matplotlib
+    from nlzoo.explain import draw, look  # with Matplotlib
 
     height, width = found.image.shape[1:]
     if at is None:

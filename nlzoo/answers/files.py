@@ -13,11 +13,11 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from nlzoo.answers.detect import CocoFile, detect, draw_objects, look_at_objects
+from nlzoo.console import table_console
 from nlzoo.data.decode import VIDEO_SUFFIXES
 from nlzoo.data.layouts import find_videos
 from nlzoo.data.pictures import SUFFIXES, find_images
 from nlzoo.preprocessing import Unreadable
-from nlzoo.program import table_console
 
 Answer = dict[str, Any]  # of `watch`
 

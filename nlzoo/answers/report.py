@@ -14,8 +14,8 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
+from nlzoo.console import table_console
 from nlzoo.files import sha256_of, whole_file, write_whole
-from nlzoo.program import table_console
 from nlzoo.tasks.scores import Results, of_class
 
 FEW = 25  # classes that there is room for

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from nlzoo.answers.position import check_position
 from nlzoo.data.clips import clip_at, last_start, step_of
 from nlzoo.data.decode import Source, open_video
 from nlzoo.data.pictures import CentreView, read_image
@@ -138,7 +139,7 @@ def look_at_video(model: Network, video: Source, picture: Path, at: At | None = 
         Unreadable: no frame can be read.
         ValueError: a position outside the video, or a network without blocks.
     """
-    from nlzoo.explain import check_position, draw, look  # with Matplotlib
+    from nlzoo.explain import draw, look  # with Matplotlib
 
     pre = model.preprocessing
     with open_video(video) as file:
@@ -179,7 +180,7 @@ def look_at_image(model: Network, image: Picture, picture: Path, at: At | None =
         Unreadable: it is no image, or damaged.
         ValueError: a position outside the image, or a network without blocks.
     """
-    from nlzoo.explain import check_position, draw, look  # with Matplotlib
+    from nlzoo.explain import draw, look  # with Matplotlib
 
     whole = read_image(image)
     at = at or (whole.width // 2, whole.height // 2)

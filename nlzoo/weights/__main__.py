@@ -8,15 +8,9 @@ from dataclasses import asdict
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Column, Table
 
+from nlzoo.console import table_console
 from nlzoo.names import nearest
-from nlzoo.program import (
-    Subcommands,
-    add_subcommands,
-    make_parser,
-    parse_options,
-    run,
-    table_console,
-)
+from nlzoo.program import Subcommands, add_subcommands, make_parser, parse_options, run
 
 
 def main(argv: Sequence[str]) -> None:
