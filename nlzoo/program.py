@@ -140,9 +140,11 @@ def parse_options(
         asked = programs.get(next(iter(argv), ""), parser)
         options = [option for action in asked._actions for option in action.option_strings]
         known = [o.rpartition(".")[2].lstrip("-") for o in options if o.startswith("--")]
+        said = parser_message(str(error), [*known, *keys])
         if programs and not argv:
-            raise ValueError(f"missing: PROGRAM, one of {', '.join(programs)}") from error
-        raise ValueError(parser_message(str(error), [*known, *keys])) from error
+            said = f"missing: PROGRAM, one of {', '.join(programs)}"
+        choices = next((a.choices for a in asked._actions if said == f"missing: {a.dest}"), None)
+        raise ValueError(f"{said}, one of {', '.join(choices)}" if choices else said) from error
 
 
 def numbers(option: str, text: str, separator: str = ",") -> list[int]:

@@ -305,10 +305,18 @@ def test_memory_format_is_kept(form: str, dims: int, layout: torch.memory_format
 @pytest.mark.parametrize(
     "options",
     [
-        *({"form": form, "route": "fast"} for form in FORMS),
-        {"extent": "space", "subsample": 2},
+        {"route": "fast"},
+        *(
+            pytest.param({"form": form, "route": "fast"}, marks=pytest.mark.slow)
+            for form in FORMS
+            if form != "embedded_gaussian"
+        ),
+        pytest.param({"extent": "space", "subsample": 2}, marks=pytest.mark.slow),
         {"extent": "time", "groups": 2},
-        {"form": "gaussian", "subsample": 2, "subsample_first": False, "groups": 2},
+        pytest.param(
+            {"form": "gaussian", "subsample": 2, "subsample_first": False, "groups": 2},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

@@ -334,7 +334,7 @@ def test_lists_of_many_labels_train_too(marks, tmp_path, capsys):
     assert load_model(checkpoint).preprocessing.pool == "mean"
 
 
-@pytest.mark.slow
+@pytest.mark.every
 def test_the_sample_is_learnt(tmp_path):
     fit.main(["--recipe", "i3d_nl_charades", "--sample", "--run", str(tmp_path)])
     assert json.loads((tmp_path / "summary.json").read_text())["best"] >= 0.9

@@ -404,6 +404,7 @@ def test_resuming_inside_an_epoch_sees_what_was_left(sample, tmp_path):
         assert fit(sample, checkpoint=tmp_path / f"{step}.ckpt") == whole[4 * step :]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_see_what_one_does_batch_by_batch(sample, tmp_path):
     """Lightning leaves the sampler alone."""

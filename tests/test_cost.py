@@ -3,6 +3,7 @@
 import pytest
 from lightning import Trainer
 from processes import Process, done
+from tiers import marked
 
 from nlzoo import create_model
 from nlzoo.cost import detector_cost, estimate
@@ -23,6 +24,7 @@ def test_multiply_adds_are_those_of_a_recount_of_the_paper():
     assert found.attention_bytes == 4 * (2 * res3 * res3 // 4 + 3 * res4 * res4 // 4)
 
 
+@pytest.mark.slow
 def test_memory_falls_where_stages_are_recomputed():
     arch = {"geometry": "8x8", "width": 8}
     small = {"shape": (2, 3, 8, 96, 96), "model": "i3d_r18_nl5", "arch": arch}
@@ -33,6 +35,7 @@ def test_memory_falls_where_stages_are_recomputed():
     assert again.multiply_adds == plain.multiply_adds
 
 
+@pytest.mark.slow
 def test_a_recipe_needs_no_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NLZOO_CACHE", str(tmp_path))
@@ -90,20 +93,19 @@ print(said, status("VmHWM") - before)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        "i3d_nl_kinetics --data.batch_size 2 --data.crop 112",
-        "c2d_nl_kinetics --data.batch_size 2 --data.crop 128 --trainer.accumulate_grad_batches 2",
-        "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 96",
-        "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 128 "
-        "--task.activation_checkpointing ['res2','res3']",
-        "resnet50_nl_imagenet --data.batch_size 8 --data.crop 160",
-        "images_finetune --data.batch_size 8",
-        "videos_timm_finetune --data.batch_size 4",
-    ],
-)
+RECIPES = [
+    "i3d_nl_kinetics --data.batch_size 2 --data.crop 112",
+    "c2d_nl_kinetics --data.batch_size 2 --data.crop 128 --trainer.accumulate_grad_batches 2",
+    "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 96",
+    "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 128 "
+    "--task.activation_checkpointing ['res2','res3']",
+    "resnet50_nl_imagenet --data.batch_size 8 --data.crop 160",
+    "images_finetune --data.batch_size 8",
+    "videos_timm_finetune --data.batch_size 4",
+]
+
+
+@pytest.mark.parametrize("recipe", marked(RECIPES, slow=RECIPES[:1] + RECIPES[4:5]))
 def test_memory_is_what_steps_take(recipe, tmp_path):
     """The C library's heap is told to give back what is freed: what it keeps is no tensor."""
     out = done(Process("-c", STEPS, "--recipe", *recipe.split(), MALLOC_MMAP_THRESHOLD_="65536"))

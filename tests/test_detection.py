@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from tiers import marked
 from torch import nn
 from torchvision.models import detection as tv
 from torchvision.models import resnet50
@@ -65,7 +66,7 @@ def blocks(model):
     return [m for m in model.modules() if isinstance(m, NonLocalBlock)]
 
 
-@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("name", marked(THEIRS, ["mask_rcnn_resnet50_fpn"]))
 def test_published_weights_give_torchvisions_outputs_to_the_bit(name, tmp_path):
     theirs = torchvisions(name)
     second = name.endswith("v2")

@@ -60,6 +60,7 @@ def test_a_run_leaves_its_files(trained):
     assert summary["best"] is not None
 
 
+@pytest.mark.slow
 def test_resumed_inside_an_epoch_it_ends_at_the_same_weights(root, trained, tmp_path):
     train(root, tmp_path / "run", "masks", "--trainer.max_steps", "2")
     train(root, tmp_path / "run", "masks", "--trainer.max_steps", "4", "--resume", "auto")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from shared import SHARED
 from spoken import WRITERS, speak
+from tiers import marked
 
 import nlzoo
 from nlzoo.blocks import NonLocalBlock
@@ -37,6 +38,7 @@ ROWS = {  # one row a dialect, and each that has something of its own
     "tushar": "i3d_r50_nl5.k400_32x2_tushar",
     "patykov": "i3d_r50_nl5.k400_8x8_patykov",
 }
+QUICK = [ROWS[name] for name in ("caffe2", "two pathways", "mmaction2", "mit_tsm")]
 
 
 def trained(name, **options):
@@ -90,7 +92,7 @@ def file_of(name, tmp_path, change=lambda state: None):
     return model, path
 
 
-@pytest.mark.parametrize("name", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("name", marked(ROWS.values(), QUICK[1:3], QUICK))
 def test_files_in_other_names_give_the_same_logits(name, tmp_path):
     model, path = file_of(name, tmp_path)
     loaded = nlzoo.create_model(name, pretrained=path, width=16).eval()
@@ -111,7 +113,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", [ROWS[d] for d in ("caffe2", "mmaction2", "gluoncv", "patykov")])
+@pytest.mark.parametrize(
+    "name", marked([ROWS[d] for d in ("caffe2", "mmaction2", "gluoncv", "patykov")], QUICK[:1])
+)
 def test_wrong_tensors_are_refused_by_name(name, fault, tmp_path):
     changed = []
 
@@ -142,6 +146,7 @@ def test_every_row_reads_its_own_names(entry):
     assert {k: v.shape for k, v in own.items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
+    check_blocks(entry, model)
     seen = read_architecture(own, any(SHIFTED.fullmatch(name) for name in state))
     assert entry.model.startswith(
         seen.name.replace("c2d", "tsn" if "tsn" in entry.model else "c2d")
@@ -155,7 +160,7 @@ def test_every_row_reads_its_own_names(entry):
 
 
 @pytest.mark.skipif(not KEYS, reason="no key lists")
-@pytest.mark.parametrize("path", KEYS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", marked(KEYS, KEYS[::8]), ids=lambda path: path.stem)
 def test_published_key_lists_are_read_whole(path):
     lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
     shapes = {row["key"]: row["shape"] for row in csv.DictReader(lines)}
@@ -205,12 +210,15 @@ CODE = {  # keys pooled before phi and g; logits scaled by inner ** -0.5
 }
 
 
-@pytest.mark.parametrize(
-    "entry", [e for e in BUILDABLE if "_nl" in e.model], ids=lambda entry: entry.name
-)
-def test_rows_compute_what_their_code_does(entry):
+@pytest.mark.parametrize("dialect", CODE)
+def test_rows_compute_what_their_code_does(dialect):
+    """The first of each; `test_every_row_reads_its_own_names` looks at the others."""
+    entry = next(e for e in BUILDABLE if "_nl" in e.model and e.dialect == dialect)
     with torch.device("meta"):
-        model = nlzoo.create_model(entry.name)
+        check_blocks(entry, nlzoo.create_model(entry.name))
+
+
+def check_blocks(entry, model):
     first, scaled = CODE[entry.dialect]
     if entry.dialect == "mmaction2":  # use_scale: true for SlowOnly only
         scaled = entry.model.startswith("slow")
@@ -232,9 +240,11 @@ PARTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("dialect", ["caffe2", "slowfast", "mmaction2", "gluoncv", "mit_tsm"])
+@pytest.mark.parametrize(
+    "dialect",
+    marked(["caffe2", "slowfast", "mmaction2", "gluoncv", "mit_tsm"], slow=["mmaction2"]),
+)
 def test_no_tensor_may_be_missing(dialect, part, tmp_path):
     name = ROWS[dialect] if dialect != "slowfast" else ROWS["two pathways"]
 

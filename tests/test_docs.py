@@ -267,6 +267,7 @@ def test_heads_and_tables_agree():
         assert row["published"].partition("/")[0] in expected, row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", reproduce.paper(), ids=lambda row: row["run"])
 def test_a_row_of_the_paper_is_a_command(row):
     """Of a network that is there, in a run folder of its own."""

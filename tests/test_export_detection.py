@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from processes import Process, done
+from tiers import marked
 from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms
@@ -285,11 +286,10 @@ def test_other_detections_are_out_of_tolerance():
 # -- files ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "options"), NAMES)
-def test_files_and_engines(tmp_path, name, options):
+@pytest.mark.parametrize("number", marked(range(len(NAMES)), slow=[4]))
+def test_files_and_engines(tmp_path, number):
     """On ONNX Runtime; engines are built, which needs no GPU."""
-    model, path = detector(name, options), tmp_path / "m.onnx"
+    model, path = detector(*NAMES[number]), tmp_path / "m.onnx"
     parity = export_onnx(model, path, shape=(1, 3, *FULL))
     assert parity.top1_agreement == 1
     assert parity.max_pixels < 1e-3
@@ -307,7 +307,7 @@ def test_files_and_engines(tmp_path, name, options):
     build_engine(path, tmp_path / "m.engine", backend="tensorrt_rtx")
 
 
-@pytest.mark.slow
+@pytest.mark.every
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_half_precision_is_of_the_backbone(tmp_path, norm):
     model = detector("mask_rcnn_resnet18_fpn_nl1", {"norm": norm, "key_mask": True})

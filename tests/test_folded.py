@@ -147,6 +147,7 @@ def test_new_blocks_change_no_bit(name):
     assert all(b.norm.weight.grad.abs().sum() > 0 for b in blocks_of(model).values())
 
 
+@pytest.mark.slow
 def test_any_number_of_frames():
     """Whatever a pass before had; compiled, too, without a break in the graph."""
     model = small("tsm/test_resnet", non_local="layer2:0 layer3:0")

@@ -120,6 +120,11 @@ def test_unknown_subcommands_name_the_nearest(name):
         parsed((name,), [])
 
 
+def test_a_missing_word_is_named_with_its_choices():
+    with pytest.raises(ValueError, match="missing: shell, one of bash, zsh"):
+        program.parse_options(nlzoo.completion_parser(), [])
+
+
 def script(shell, path, capsys):
     """What `nlzoo completion` prints, in a file."""
     nlzoo.complete(["completion", shell])
@@ -141,6 +146,8 @@ def test_bash_completes_every_program(tmp_path, capsys, help_of):
     assert {*nlzoo.PROGRAMS, "completion"} <= {*words(file, "nlzoo", "")}
     assert words(file, "nlzoo", "comp") == ["completion"]
     assert words(file, "nlzoo", "completion", "z") == ["zsh"]
+    assert words(file, "nlzoo", "fit", "--recipe", "i3d_nl_k")[0] == "i3d_nl_kinetics"
+    assert str(file) in words(file, "nlzoo", "evaluate", "--recipe", str(file)[:-2])
     for command in COMMANDS:
         listed = {*OPTION.findall(help_of(command))}
         assert listed <= {*words(file, "nlzoo", *command, "--")}, command
@@ -152,6 +159,7 @@ def test_zsh_reads_the_completion(tmp_path, capsys):
     file = script("zsh", tmp_path / "_nlzoo", capsys)
     for command in COMMANDS:
         assert "_".join(["_shtab_nlzoo", *command]) in file.read_text()
+    assert "_nlzoo_recipe() { _alternative 'names:recipe:(" in file.read_text()
     if not shutil.which("zsh"):
         pytest.skip("zsh is not installed")
     assert not subprocess.run(["zsh", "-n", file], capture_output=True, check=True).stderr

@@ -48,16 +48,6 @@ FAMILIES = [
     "ghostnet_100",
     "ese_vovnet19b_dw",
 ]
-EXPORTED = [  # of those, in every run of the long tests
-    "resnet18",
-    "efficientnet_b0",
-    "mobilenetv3_small_100",
-    "resnest14d",
-    "darknet53",
-    "poolformer_s12",
-    "hardcorenas_a",
-    "dla34",
-]
 
 
 def size(model):
@@ -85,9 +75,7 @@ def test_patterns_are_the_paper_s():
     assert places_for(r50, "layer2:1 before_last:4") == "layer2:1 layer4:1"
 
 
-@pytest.mark.parametrize(
-    "name", [*FAMILIES[:2], *(pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES[2:])]
-)
+@pytest.mark.parametrize("name", marked(FAMILIES, FAMILIES[:2], FAMILIES[2:9]))
 def test_protocol_and_bit_identity(name):
     """With fresh blocks: the same bits in both layouts, the same keys, and timm's own methods."""
     torch.manual_seed(0)
@@ -116,7 +104,7 @@ def test_protocol_and_bit_identity(name):
     assert model.preprocessing.crop == model.default_cfg["input_size"][-1]
 
 
-@pytest.mark.parametrize("name", marked(FAMILIES, EXPORTED))
+@pytest.mark.parametrize("name", marked(FAMILIES, slow=["efficientnet_b0", "dla34"]))
 def test_export(tmp_path, name):
     """With blocks that do something, in float32."""
     torch.manual_seed(0)

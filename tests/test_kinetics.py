@@ -7,6 +7,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning import Callback, LightningModule, Trainer
+from tiers import marked
 from torch.utils.data import DataLoader
 
 from nlzoo.data.decode import read_frames
@@ -355,7 +356,7 @@ def fit(videos, workers, callbacks=(), checkpoint=None, **length):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", marked([0, 1], [1], [0]))
 @pytest.mark.parametrize(
     "length",
     [{"max_epochs": 3}, {"max_steps": 12, "max_epochs": -1, "check_val_every_n_epoch": 2}],

@@ -7,6 +7,7 @@ import timm
 import torch
 from PIL import Image
 from shared import SHARED
+from tiers import marked
 
 from nlzoo import NonLocalBlock, create_model
 from nlzoo.data.pictures import CentreView
@@ -52,7 +53,9 @@ def lite(version):
     return getattr(module, f"EfficientnetLite{version}ModelFile").get_model_file_path()
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "layout", marked([torch.contiguous_format, torch.channels_last], [torch.channels_last])
+)
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photographs in {PHOTOS} (NLZOO_SHARED)")
 @pytest.mark.filterwarnings("ignore:.*start fresh")
 def test_blocks_change_no_bit_on_photographs(layout):

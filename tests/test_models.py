@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiers import marked
 from torch import Tensor, nn
 
 import nlzoo
@@ -67,7 +68,13 @@ def test_names() -> None:
     assert list_models() == sorted(list_models())
 
 
-@pytest.mark.parametrize("name", list_models("*_r[0-9]*"))  # videos; images have files of their own
+QUICK = [
+    *("c2d_r18_nl1", "i3d_r18_nl5", "i3d333_r50", "slow_r18_nl10", "tsn_r50", "tsm_r50_nl5"),
+    "slowfast_r50_nl5",
+]
+
+
+@pytest.mark.parametrize("name", marked(list_models("*_r[0-9]*"), QUICK))  # videos
 def test_protocol(name: str) -> None:
     model = tiny(name)
     assert model.training

@@ -194,6 +194,7 @@ def damage_tail(path):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_damage_is_remembered_until_its_source_is_done_again(source, tmp_path, monkeypatch):
     dest, tail, empty = tmp_path / "fast", source / "train/b/two.mp4", source / "val/a/empty.mp4"
     damage_tail(tail)

@@ -13,6 +13,7 @@ import torch
 from lightning import Callback
 from PIL import Image
 from processes import Process, done
+from tiers import marked
 
 from nlzoo import evaluate, fit, predict, program
 from nlzoo.data.sample import CLASSES, make_sample
@@ -115,6 +116,7 @@ def test_a_finished_run_says_that_it_is(videos, run, capsys):
     assert "nothing to do, iteration 12 is the last" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_in_published_strides_goes_on_and_is_tested(videos, tmp_path):
     """Of a network named as weights are, and changed."""
     argv = [*options(videos, tmp_path / "run"), "--task.model", "i3d_r50_nl5.k400_32x2_official"]
@@ -165,11 +167,17 @@ def test_the_same_recipe_trains_without_blocks(videos, tmp_path):
     "extra",
     [
         ("--task.bn", "precise"),
-        ("--task.bn", "frozen"),
-        pytest.param(("--task.compile", "true"), marks=pytest.mark.slow),
+        pytest.param(("--task.bn", "frozen"), marks=pytest.mark.every),
+        pytest.param(("--task.compile", "true"), marks=pytest.mark.every),
         ("--trainer.precision", "bf16-mixed", "--trainer.accumulate_grad_batches", "2"),
-        ("--trainer.callbacks+", "EMAWeightAveraging", "--trainer.callbacks.decay", "0.5"),
-        ("--task.optimizer", "sgd", "--task.schedule", "steps", "--task.milestones", "[1]"),
+        pytest.param(
+            ("--trainer.callbacks+", "EMAWeightAveraging", "--trainer.callbacks.decay", "0.5"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("--task.optimizer", "sgd", "--task.schedule", "steps", "--task.milestones", "[1]"),
+            marks=pytest.mark.slow,
+        ),
         ("--task.non_local.form", "concatenation", "--task.label_smoothing", "0.1"),
     ],
     ids=lambda extra: extra[0].rpartition(".")[2] + "-" + extra[1],
@@ -316,21 +324,20 @@ def fit_until(videos, folder, number, step, hook="on_train_batch_start"):
     return code, error
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("step", "hook"),
-    [
-        (2, "on_train_batch_start"),
-        (5, "on_before_optimizer_step"),
-        (6, "on_validation_end"),  # validated, not saved
-        (6, "on_train_batch_start"),  # of the next epoch
-        (8, "on_train_batch_end"),  # stepped, not saved
-        (10, "on_after_backward"),
-    ],
-)
-def test_killed_runs_resume_to_the_same_weights(videos, run, tmp_path, step, hook):
+KILLED = [
+    (2, "on_train_batch_start"),
+    (5, "on_before_optimizer_step"),
+    (6, "on_validation_end"),  # validated, not saved
+    (6, "on_train_batch_start"),  # of the next epoch
+    (8, "on_train_batch_end"),  # stepped, not saved
+    (10, "on_after_backward"),
+]
+
+
+@pytest.mark.parametrize("when", marked(KILLED, slow=[KILLED[2], KILLED[4]]))
+def test_killed_runs_resume_to_the_same_weights(videos, run, tmp_path, when):
     folder = tmp_path / "killed"
-    code, error = fit_until(videos, folder, signal.SIGKILL, step, hook)
+    code, error = fit_until(videos, folder, signal.SIGKILL, *when)
     assert code == -signal.SIGKILL, error
     assert not (folder / "summary.json").exists()
     fit.main([*options(videos, folder), "--resume", "auto"])
@@ -346,7 +353,7 @@ def test_ctrl_c_says_how_to_go_on(videos, tmp_path):
     assert "Traceback" not in error
 
 
-@pytest.mark.slow
+@pytest.mark.every
 def test_ctrl_c_ends_an_evaluation_in_one_line(run, tmp_path):
     argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), "--run", str(tmp_path)]
     process = Process("-m", "nlzoo.evaluate", *argv, "--data.clips", "400")

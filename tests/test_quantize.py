@@ -1,13 +1,16 @@
 """int8 files: what is quantised, how, and what it costs."""
 
+import os
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
 from test_export import clips, lively
+from tiers import marked
 from torch import nn
 
 from nlzoo import NonLocalBlock, fit
@@ -76,7 +79,9 @@ def test_tensorrt_takes_it(files, tmp_path):
     assert built["precisions"]["INT8"] > 0
 
 
-@pytest.mark.parametrize("form", ["embedded_gaussian", "concatenation"])
+@pytest.mark.parametrize(
+    "form", marked(["embedded_gaussian", "concatenation"], slow=["concatenation"])
+)
 def test_blocks_have_no_convolution(tmp_path, form):
     block = NonLocalBlock(8, form=form, subsample=2, zero_init=False)
     export_onnx(block, tmp_path / "m.onnx", shape=(2, 8, 3, 6, 8))
@@ -186,13 +191,21 @@ def test_program_refuses_in_one_line(files, videos, tmp_path, capsys, wish, mess
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_a_trained_network(tmp_path, monkeypatch):
-    """fp32 files give every validation clip the network's class; int8 costs 2 points at most."""
+@pytest.fixture
+def sample_run(tmp_path, monkeypatch):
+    """What the README's first command leaves: where NLZOO_SAMPLE_RUN says, or trained here."""
+    if there := os.environ.get("NLZOO_SAMPLE_RUN"):
+        return Path(there)
     monkeypatch.setenv("NLZOO_CACHE", str(tmp_path / "cache"))
     options = ["--run", str(tmp_path / "run"), "--trainer.max_epochs", "2"]
     fit.main(["--recipe", "i3d_nl_kinetics", "--sample", *options])
-    source = str(tmp_path / "run" / "checkpoints" / "best.ckpt")
+    return tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_a_trained_network(sample_run, tmp_path):
+    """fp32 files give every validation clip the network's class; int8 costs 2 points at most."""
+    source = str(sample_run / "checkpoints" / "best.ckpt")
     export_onnx(source, tmp_path / "m.onnx")
     with Runner(source) as network, Runner(tmp_path / "m.onnx") as runner:
         data = labelled(str(make_sample()), network, 8, "train", "val")

@@ -14,11 +14,11 @@ import pytest
 import torch
 from lightning import Callback
 from processes import Process, done
+from tiers import marked
 
 from nlzoo.data.sample import make_sample
 
 DOCS = Path(__file__).parents[1] / "docs" / "clusters.md"
-pytestmark = pytest.mark.slow
 
 
 class Losses(Callback):
@@ -102,6 +102,7 @@ def by_ray(videos, folder):
     return Process(folder / "by_ray.py", **one_core)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launch", [by_torchrun, by_ray])
 def test_launchers_train_as_one_process(videos, one, tmp_path, launch):
     if launch is by_ray:
@@ -110,6 +111,7 @@ def test_launchers_train_as_one_process(videos, one, tmp_path, launch):
     assert_same(one, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(one, two):
     assert_same(one, two)
 
@@ -125,6 +127,7 @@ def assert_same(one, tmp_path):
     assert two_last["best"] == one_last["best"]
 
 
+@pytest.mark.every
 def test_kubeflows_variables_are_enough(videos, one, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -146,7 +149,7 @@ def two(videos, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", marked([0, 1], slow=[1]))
 def test_others_end_where_one_is_killed_and_the_run_goes_on(videos, two, tmp_path, rank):
     killed = tmp_path / "killed"
     killed.mkdir()
@@ -166,6 +169,7 @@ def test_others_end_where_one_is_killed_and_the_run_goes_on(videos, two, tmp_pat
         assert torch.equal(value, weights[1][name]), name
 
 
+@pytest.mark.slow
 def test_other_recipes_are_refused_by_all(videos, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -190,6 +194,7 @@ def test_other_recipes_are_refused_by_all(videos, tmp_path):
     assert "'lr: 0.02' here, 'lr: 0.01' in process 0" in error
 
 
+@pytest.mark.slow
 def test_slurm_is_asked_for_a_requeue_and_the_run_goes_on(videos, one, tmp_path):
     """SLURM's variables are set; its two programs write down how they were called."""
     for name in ("scontrol", "srun"):

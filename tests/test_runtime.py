@@ -143,6 +143,7 @@ def test_files_of_others_run_with_what_is_told(exported, video, tmp_path, capsys
         program.main(["run", str(tmp_path / "foreign.onnx"), str(video), "--clip", "8"])
 
 
+@pytest.mark.slow
 def test_images(tmp_path, capsys):
     """The same programs: of an image, and of class folders of them."""
     data = make_images(tmp_path / "set", train=8, val=4)

@@ -23,7 +23,7 @@ class Memory(Callback):
         self.rows.append([p.memory_info().rss for p in (me, *workers)])
 
 
-@pytest.mark.slow
+@pytest.mark.every
 def test_memory_is_bounded(tmp_path):
     videos = make_sample(tmp_path / "videos", train=200, val=4)
     argv = [

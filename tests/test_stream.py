@@ -347,7 +347,7 @@ def test_a_killed_training_goes_on_with_other_workers(videos, streamed, store, r
     assert_same_end(run, tmp_path / "run")
 
 
-@pytest.mark.slow
+@pytest.mark.every
 def test_two_ranks_share_the_files(streamed, videos, tmp_path):
     ranks = ("--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_false")
     small = ("--data.batch_size", "2", "--data.workers", "1")

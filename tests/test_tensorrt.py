@@ -10,6 +10,7 @@ import pytest
 import recorded_tensorrt
 from onnx import TensorProto, helper, numpy_helper
 from recorded_tensorrt import need_rtx, relu
+from tiers import marked
 
 from nlzoo import NonLocalBlock
 from nlzoo.export import __main__ as program
@@ -85,10 +86,10 @@ def test_clips_of_any_size_have_a_least_one(tmp_path):
     ("dims", "form", "precision"),
     [
         (1, "gaussian", "fp32"),
-        (2, "concatenation", "fp32"),
-        (3, "dot_product", "fp16"),
+        pytest.param(2, "concatenation", "fp32", marks=pytest.mark.every),
+        pytest.param(3, "dot_product", "fp16", marks=pytest.mark.every),
         (3, "embedded_gaussian", "fp16"),
-        (2, "embedded_gaussian", "bf16"),
+        pytest.param(2, "embedded_gaussian", "bf16", marks=pytest.mark.every),
     ],
 )
 def test_blocks_build(tmp_path, dims, form, precision):
@@ -111,8 +112,7 @@ def test_blocks_build(tmp_path, dims, form, precision):
     assert built["engine"]["bytes"] < 1.1 * built["onnx"]["bytes"] + 1.1e6
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", marked(["fp32", "fp16"], slow=["fp32"]))
 def test_the_whole_network_builds(tmp_path, precision):
     """The paper's, any batch, three cards in one file that is as large as the ONNX file."""
     need_rtx()

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from shared import SHARED
+from tiers import marked
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -81,14 +82,14 @@ def multiply_adds(name, geometry, frames=32, side=224):
 TEXTBOOK = {True: {"route": "definition"}}
 
 
-@pytest.mark.parametrize("name", TABLE_1)
+@pytest.mark.parametrize("name", marked(TABLE_1, ["c2d_r50", "i3d_r50_nl5", "i3d333_r50"]))
 def test_counts_of_table_1(name):
     parameters, macs = multiply_adds(name, "paper")
     assert parameters == TABLE_1[name][0]
     assert macs == pytest.approx(TABLE_1[name][1], rel=0.005)
 
 
-@pytest.mark.parametrize("name", RELEASED)
+@pytest.mark.parametrize("name", marked(RELEASED, ["c2d_r50_nl5", "i3d_r50"]))
 def test_counts_of_the_released_geometry(name):
     assert multiply_adds(name, "32x2")[1] == pytest.approx(RELEASED[name], rel=0.005)
 

@@ -1,10 +1,14 @@
-"""Which names the long tests take, and which are left for before a release."""
+"""Which names the default run takes, which the long tests, and which are left for a release."""
 
 import pytest
 
 
-def marked(names, some):
-    """The names as parameters: `some` are marked slow, the others every."""
-    assert set(some) <= set(names)
-    marks = pytest.mark.slow, pytest.mark.every
-    return [pytest.param(name, marks=marks[name not in some]) for name in names]
+def marked(names, quick=(), slow=()):
+    """The names as parameters: `quick` ones unmarked, `slow` ones marked slow, the others every."""
+    names = list(names)
+    assert {*quick, *slow} <= {*names}
+
+    def marks(name):
+        return () if name in quick else pytest.mark.slow if name in slow else pytest.mark.every
+
+    return [pytest.param(name, marks=marks(name)) for name in names]

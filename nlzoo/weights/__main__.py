@@ -12,6 +12,11 @@ from nlzoo.console import table_console
 from nlzoo.names import nearest
 from nlzoo.program import Subcommands, add_subcommands, make_parser, parse_options, run
 
+GIVES = (
+    "gives: a whole network; its trunk, without a classifier; blocks, for load_block; or nothing "
+    "that nlzoo can build: `list NAME` says why"
+)
+
 
 def main(argv: Sequence[str]) -> None:
     """Hand over to the subcommand."""
@@ -54,7 +59,8 @@ def show_list(options: Namespace) -> None:
         known = {field: value for field, value in asdict(found[0]).items() if value}
         sys.stdout.writelines(f"{field}: {value}\n" for field, value in known.items())
         return
-    table = Table(Column("name", overflow="fold"), "top-1", "clip", "gives", "licence")
+    columns = Column("name", overflow="fold"), "top-1", "clip", "gives", "licence"
+    table = Table(*columns, caption=GIVES, caption_justify="left")
     for entry in found:
         licence = entry.licence.partition(" (")[0]
         table.add_row(entry.name, entry.top1, entry.clip, entry.gives or "nothing", licence)
