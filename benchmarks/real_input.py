@@ -6,8 +6,8 @@ photographs and images of COCO.
     python -m benchmarks.real_input --render                   # only docs/real-input.md
 
 DATA has fight_surv, video_clips, ants_bees and coco_small, FILE the weights of EfficientNet-Lite0.
-Commands run one after the other, and each has to succeed. What they took and said goes to
-benchmarks/results/real_input.json, and from there to docs/real-input.md.
+Commands run one after the other, and each has to succeed, but for downloads. What they took and
+said goes to benchmarks/results/real_input.json, and from there to docs/real-input.md.
 """
 
 import json
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "real-input.md"
 SAID = 16  # last lines that are kept of what a command says
 LONG = 160  # characters of a line; pip names all that it installed in one
-FENCED = re.compile(r"^```(python)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 DOTS = re.compile(r"[.s]+ *\[ *[0-9]+%\]")  # of pytest
 CARDS = "8.6,8.9,12.0"
 CLIPS = (
@@ -62,8 +62,9 @@ def deploy(name: str, files: str, data: str, *looks: str) -> list[str]:
 
 PARTS: dict[str, tuple[str, list[str]]] = {
     "README": (
-        "From its first command to its last, as a newcomer gives them: in a fresh clone, a fresh "
-        "environment and an empty cache.",
+        "From top to bottom, as a newcomer follows it: in a fresh clone, a fresh environment and "
+        "an empty cache, without a network but for pip. `runs/...` is what the first command has "
+        "made, the video a clip of its sample, and the tests do without the data of others.",
         [],  # they are in it
     ),
     "Videos: I3D": (
@@ -147,7 +148,7 @@ def run(
         raise SystemExit(f"exit code {done.returncode} of: {command}")
     said = done.stdout
     for name, path in places.items():
-        said = said.replace(path, name)
+        said = said.replace(path, name) if path else said
     lines = [line.rstrip() for line in said.splitlines()]
     lines = [shortened(line) for line in lines if line and not DOTS.fullmatch(line)]
     if done.returncode:
@@ -171,14 +172,16 @@ def newcomer(places: dict[str, str]) -> list[dict[str, Any]]:
     What it calls the reader's own is what its first command made, and a clip of the sample.
     """
     clone = Path(places["WORK"], "clone").resolve()
+    cache, own = clone.parent / "cache", Path(sys.prefix, "bin")
+    path = os.pathsep.join(f for f in os.environ["PATH"].split(os.pathsep) if Path(f) != own)
+    ours = "NLZOO", "OMP", "PYTHON", "VIRTUAL_ENV"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    env |= {"PATH": path, "NLZOO_CACHE": str(cache), "COLUMNS": "100"}
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-    cache = clone.parent / "cache"
-    folders = os.environ["PATH"].split(os.pathsep)
-    path = os.pathsep.join(f for f in folders if not Path(f).is_relative_to(sys.prefix))
-    env = os.environ | {"PATH": path, "NLZOO_CACHE": str(cache), "COLUMNS": "100"}
-    del env["VIRTUAL_ENV"]
     steps = []
     for language, block in FENCED.findall((clone / "README.md").read_text("utf-8")):
+        if language not in ("", "python"):
+            continue
         for command in [block] if language else _lines(block):
             clip = next(iter(sorted(cache.glob("sample_videos_*/val/*.mp4"))), "")
             command = command.replace("VIDEO", str(clip))

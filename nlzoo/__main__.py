@@ -27,7 +27,7 @@ PROGRAMS = {
     "stream": ("nlzoo.data.stream", "write a set in chunks, for an object store"),
     "coco": ("nlzoo.data.coco.__main__", "check a set in COCO's format"),
 }
-RECIPES = {  # functions of shells: the words that --recipe takes
+COMPLETE_RECIPE = {  # of each shell, a function: the words that --recipe takes
     "bash": """_nlzoo_recipe() {{ compgen -W "{0}" -- "$1"; compgen -f -- "$1"; }}""",
     "zsh": """_nlzoo_recipe() {{ _alternative 'names:recipe:({0})' 'files:file:_files' }}""",
 }
@@ -81,10 +81,10 @@ def complete(argv: Sequence[str]) -> None:
             shorten_help(made)
         for action in made._actions:
             if action.dest == "recipe":
-                words = dict.fromkeys(RECIPES, "_nlzoo_recipe")
+                words = dict.fromkeys(COMPLETE_RECIPE, "_nlzoo_recipe")
                 action.complete = words  # type: ignore[attr-defined]  # of shtab
     programs.add_subcommand("completion", completion_parser())
-    recipes = RECIPES[given.shell].format(" ".join(recipe_names()))
+    recipes = COMPLETE_RECIPE[given.shell].format(" ".join(recipe_names()))
     sys.stdout.write(parser.get_completion_script(f"shtab-{given.shell}", preambles=[recipes]))
 
 
@@ -92,7 +92,7 @@ def completion_parser() -> ArgumentParser:
     """Which shell."""
     about = "Print what makes a shell complete the words of all programs."
     made = make_parser("nlzoo completion", about, 'eval "$(nlzoo completion bash)"')
-    made.add_argument("shell", choices=list(RECIPES), help="bash or zsh")
+    made.add_argument("shell", choices=list(COMPLETE_RECIPE), help="bash or zsh")
     return made
 
 

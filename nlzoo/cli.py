@@ -174,6 +174,9 @@ def parse(
         merged = lay_sample(merged)
     merged = merge(merged, nested) if merged else merged
     if asks_for_help(rest):
+        for option, value in zip(rest, [*rest[1:], "--"], strict=True):
+            if option in ("--task.help", "--data.help") and value.startswith("--"):
+                raise ValueError(f"{option} of what? {SHOWN[option[2:]]}")
         shorten_help(parser)
     elif not merged:
         words = (argument.partition("=")[0] for argument in rest if argument.startswith("--"))

@@ -120,6 +120,7 @@ def test_the_sample_of_charades_keeps_depth_blocks_and_groups(tmp_path, monkeypa
         (("--recipe", "i3d_kinetics", "--nonsense"), "unknown key 'nonsense'"),
         (("--recipe", "i3d_kinetics", "--task.arhc.width", "8"), "'arhc'; did you mean 'arch'"),
         (("--recipe", "i3d_kinetics", "--data.crop.size", "8"), "data.crop: expected"),
+        (("--data.help",), r"--data.help of what\? list the keys: --data.help Kinetics\|"),
     ],
 )
 def test_wrong_options_are_named(argv, message):

@@ -24,7 +24,7 @@ def test_multiply_adds_are_those_of_a_recount_of_the_paper():
     assert found.attention_bytes == 4 * (2 * res3 * res3 // 4 + 3 * res4 * res4 // 4)
 
 
-@pytest.mark.slow
+@pytest.mark.every
 def test_memory_falls_where_stages_are_recomputed():
     arch = {"geometry": "8x8", "width": 8}
     small = {"shape": (2, 3, 8, 96, 96), "model": "i3d_r18_nl5", "arch": arch}
@@ -105,7 +105,7 @@ RECIPES = [
 ]
 
 
-@pytest.mark.parametrize("recipe", marked(RECIPES, slow=RECIPES[:1] + RECIPES[4:5]))
+@pytest.mark.parametrize("recipe", marked(RECIPES, slow=RECIPES[:1]))
 def test_memory_is_what_steps_take(recipe, tmp_path):
     """The C library's heap is told to give back what is freed: what it keeps is no tensor."""
     out = done(Process("-c", STEPS, "--recipe", *recipe.split(), MALLOC_MMAP_THRESHOLD_="65536"))

@@ -146,7 +146,8 @@ def test_every_row_reads_its_own_names(entry):
     assert {k: v.shape for k, v in own.items()} == {
         k: v.shape for k, v in model.state_dict().items()
     }
-    check_blocks(entry, model)
+    if "_nl" in entry.model:
+        check_blocks(entry, model)
     seen = read_architecture(own, any(SHIFTED.fullmatch(name) for name in state))
     assert entry.model.startswith(
         seen.name.replace("c2d", "tsn" if "tsn" in entry.model else "c2d")

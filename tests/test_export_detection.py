@@ -49,13 +49,13 @@ SMALL = {
     "trainable": 5,
     "rcnn": RCNN,
 }
-NAMES = [
-    ("faster_rcnn_resnet18_fpn", {}),
-    ("mask_rcnn_resnet18_fpn", {"norm": "frozen", "eps": 0.0}),
-    ("mask_rcnn_resnet18_fpn_nl1", {"key_mask": True}),
-    ("mask_rcnn_resnet18_fpn_v2_nl1", {}),
-    ("keypoint_rcnn_resnet18_fpn_nl4head_nl1", {"keypoints": 7}),
-]
+NAMES = {
+    "faster_rcnn_resnet18_fpn": {},
+    "mask_rcnn_resnet18_fpn": {"norm": "frozen", "eps": 0.0},
+    "mask_rcnn_resnet18_fpn_nl1": {"key_mask": True},
+    "mask_rcnn_resnet18_fpn_v2_nl1": {},
+    "keypoint_rcnn_resnet18_fpn_nl4head_nl1": {"keypoints": 7},
+}
 
 
 def detector(name, options=None, seed=0):
@@ -111,7 +111,7 @@ def same(one, two, masks=0.99):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "options"), NAMES)
+@pytest.mark.parametrize(("name", "options"), NAMES.items())
 def test_equals_torchvision_on_the_same_canvas(name, options):
     model = detector(name, options)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -286,10 +286,10 @@ def test_other_detections_are_out_of_tolerance():
 # -- files ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", marked(range(len(NAMES)), slow=[4]))
-def test_files_and_engines(tmp_path, number):
+@pytest.mark.parametrize("name", marked(NAMES, slow=["mask_rcnn_resnet18_fpn_nl1"]))
+def test_files_and_engines(tmp_path, name):
     """On ONNX Runtime; engines are built, which needs no GPU."""
-    model, path = detector(*NAMES[number]), tmp_path / "m.onnx"
+    model, path = detector(name, NAMES[name]), tmp_path / "m.onnx"
     parity = export_onnx(model, path, shape=(1, 3, *FULL))
     assert parity.top1_agreement == 1
     assert parity.max_pixels < 1e-3
@@ -330,7 +330,7 @@ def trained(tmp_path_factory):
     return root, folder / "run/checkpoints/best.ckpt", folder
 
 
-@pytest.mark.slow
+@pytest.mark.every
 def test_programs_on_the_trained_sample(trained, capsys):
     """The file, network and AP are the same; so are the answers, and what int8 loses is told."""
     root, checkpoint, folder = trained
@@ -368,7 +368,7 @@ def test_programs_on_the_trained_sample(trained, capsys):
     assert "before" in said
 
 
-@pytest.mark.slow
+@pytest.mark.every
 @torch.no_grad()
 def test_the_trained_sample_equals_torchvision(trained):
     root, checkpoint, _ = trained

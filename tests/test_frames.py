@@ -58,13 +58,8 @@ def test_every_block(form, block):
     assert difference(model.eval(), torch.randn(2, 3, 8, 64, 64)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("layout", "rank"),
-    [
-        pytest.param("frames", 4, marks=pytest.mark.slow),
-        pytest.param("clip", 5, marks=pytest.mark.every),
-    ],
-)
+@pytest.mark.every
+@pytest.mark.parametrize(("layout", "rank"), [("frames", 4), ("clip", 5)])
 def test_files_hold_2d_or_3d_convolutions(tmp_path, layout, rank):
     source, model = checkpoint(tmp_path / "c.ckpt", "i3d_r50_nl1")
     export_onnx(source, tmp_path / "m.onnx", layout=layout)

@@ -334,7 +334,7 @@ KILLED = [
 ]
 
 
-@pytest.mark.parametrize("when", marked(KILLED, slow=[KILLED[2], KILLED[4]]))
+@pytest.mark.parametrize("when", marked(KILLED, slow=[KILLED[2], KILLED[4]]), ids=str)
 def test_killed_runs_resume_to_the_same_weights(videos, run, tmp_path, when):
     folder = tmp_path / "killed"
     code, error = fit_until(videos, folder, signal.SIGKILL, *when)

@@ -102,8 +102,7 @@ def by_ray(videos, folder):
     return Process(folder / "by_ray.py", **one_core)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launch", [by_torchrun, by_ray])
+@pytest.mark.parametrize("launch", marked([by_torchrun, by_ray], slow=[by_torchrun]))
 def test_launchers_train_as_one_process(videos, one, tmp_path, launch):
     if launch is by_ray:
         pytest.importorskip("ray", reason="ray is not installed")
@@ -149,7 +148,8 @@ def two(videos, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("rank", marked([0, 1], slow=[1]))
+@pytest.mark.every
+@pytest.mark.parametrize("rank", [0, 1])
 def test_others_end_where_one_is_killed_and_the_run_goes_on(videos, two, tmp_path, rank):
     killed = tmp_path / "killed"
     killed.mkdir()

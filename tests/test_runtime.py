@@ -46,7 +46,7 @@ def test_every_runtime_computes_the_network(exported, runtime):
         assert list(runner.run(clips(1))) == ["output"]
 
 
-@pytest.mark.slow
+@pytest.mark.every
 def test_compiled(exported):
     with Runner(exported[0], "compile") as runner:
         assert compare(exported[1], runner, [clips(2)]).relative_l2 <= 1e-5

@@ -21,7 +21,7 @@ def config(folder):
     return text_format.Parse((folder / "config.pbtxt").read_text(), schema.ModelConfig())
 
 
-@pytest.mark.slow
+@pytest.mark.every
 def test_a_video_network(tmp_path, capsys):
     source, _ = checkpoint(tmp_path / "c.ckpt")
     export_onnx(source, tmp_path / "walk.onnx", raw=True)

@@ -13,8 +13,8 @@ from nlzoo.names import nearest
 from nlzoo.program import Subcommands, add_subcommands, make_parser, parse_options, run
 
 GIVES = (
-    "gives: a whole network; its trunk, without a classifier; blocks, for load_block; or nothing "
-    "that nlzoo can build: `list NAME` says why"
+    "gives: whole, a network; trunk, one without a classifier; blocks, for load_block; nothing "
+    "that nlzoo can build, `list NAME` says why"
 )
 
 
