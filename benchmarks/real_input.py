@@ -2,7 +2,7 @@
 photographs and images of COCO.
 
     python -m benchmarks.real_input DATA WORK --weights FILE   # an hour and a half on two cores
-    python -m benchmarks.real_input DATA WORK --part README    # half an hour of it
+    python -m benchmarks.real_input DATA WORK --part README    # twenty minutes of it
     python -m benchmarks.real_input --render                   # only docs/real-input.md
 
 DATA has fight_surv, video_clips, ants_bees and coco_small, FILE the weights of EfficientNet-Lite0.
@@ -193,6 +193,8 @@ def newcomer(places: dict[str, str]) -> list[dict[str, Any]]:
                 options = {"input": block if language else "", "cwd": clone, "env": env}
                 offline = "weights download" in command  # where there is no network
                 step = run(command, words, {"WORK": str(clone.parent)}, offline, **options)
+            if "pip install" in command or "pytest" in command:
+                step["said"] = step["said"][-1:]  # the rest are names of packages, and warnings
             shown = command.replace(str(clone.parent), "WORK")
             steps.append(step | {"command": shown, "language": language})
     return steps
@@ -251,9 +253,9 @@ def render(result: dict[str, Any]) -> str:
         text.append(f"\n## {name}\n\n{PARTS[name][0]} {where}.\n")
         for step in part["steps"]:
             said = "\n".join(step["said"])
-            seconds = f"{step['seconds']:.0f} s" if step["seconds"] else ""
+            seconds = f"{step['seconds']:.0f} s\n\n" if step["seconds"] else ""
             block = f"```{step.get('language', '')}\n{step['command'].strip()}\n```"
-            text.append(f"\n{block}\n\n{seconds}\n\n```text\n{said}\n```\n")
+            text.append(f"\n{block}\n\n{seconds}```text\n{said}\n```\n")
         if answers := part.get("answers"):
             same = "the same" if answers["same"] else "NOT the same"
             text.append(

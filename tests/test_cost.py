@@ -3,7 +3,6 @@
 import pytest
 from lightning import Trainer
 from processes import Process, done
-from tiers import marked
 
 from nlzoo import create_model
 from nlzoo.cost import detector_cost, estimate
@@ -93,19 +92,20 @@ print(said, status("VmHWM") - before)
 """
 
 
-RECIPES = [
-    "i3d_nl_kinetics --data.batch_size 2 --data.crop 112",
-    "c2d_nl_kinetics --data.batch_size 2 --data.crop 128 --trainer.accumulate_grad_batches 2",
-    "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 96",
-    "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 128 "
-    "--task.activation_checkpointing ['res2','res3']",
-    "resnet50_nl_imagenet --data.batch_size 8 --data.crop 160",
-    "images_finetune --data.batch_size 8",
-    "videos_timm_finetune --data.batch_size 4",
-]
-
-
-@pytest.mark.parametrize("recipe", marked(RECIPES, slow=RECIPES[:1]))
+@pytest.mark.every
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "i3d_nl_kinetics --data.batch_size 2 --data.crop 112",
+        "c2d_nl_kinetics --data.batch_size 2 --data.crop 128 --trainer.accumulate_grad_batches 2",
+        "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 96",
+        "i3d_nl_kinetics_128f --data.batch_size 1 --data.crop 128 "
+        "--task.activation_checkpointing ['res2','res3']",
+        "resnet50_nl_imagenet --data.batch_size 8 --data.crop 160",
+        "images_finetune --data.batch_size 8",
+        "videos_timm_finetune --data.batch_size 4",
+    ],
+)
 def test_memory_is_what_steps_take(recipe, tmp_path):
     """The C library's heap is told to give back what is freed: what it keeps is no tensor."""
     out = done(Process("-c", STEPS, "--recipe", *recipe.split(), MALLOC_MMAP_THRESHOLD_="65536"))

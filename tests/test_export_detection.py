@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from processes import Process, done
-from tiers import marked
 from torch import nn
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms
@@ -286,7 +285,8 @@ def test_other_detections_are_out_of_tolerance():
 # -- files ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", marked(NAMES, slow=["mask_rcnn_resnet18_fpn_nl1"]))
+@pytest.mark.every
+@pytest.mark.parametrize("name", NAMES)
 def test_files_and_engines(tmp_path, name):
     """On ONNX Runtime; engines are built, which needs no GPU."""
     model, path = detector(name, NAMES[name]), tmp_path / "m.onnx"

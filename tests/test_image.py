@@ -104,7 +104,7 @@ def test_protocol_and_bit_identity(name):
     assert model.preprocessing.crop == model.default_cfg["input_size"][-1]
 
 
-@pytest.mark.parametrize("name", marked(FAMILIES, slow=["efficientnet_b0", "dla34"]))
+@pytest.mark.parametrize("name", marked(FAMILIES, slow=["dla34"]))
 def test_export(tmp_path, name):
     """With blocks that do something, in float32."""
     torch.manual_seed(0)
