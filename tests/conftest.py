@@ -7,7 +7,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Before Python 3.14 coverage makes all Python twice as slow, and here most of that is torch's own:
-# a compiler, an exporter, networks that are built and counted. What ours does is covered elsewhere.
+# a compiler, an exporter, networks that are built and counted. Most of ours is covered elsewhere.
 NOT_COVERED = {
     *("test_cifar", "test_dialects", "test_export", "test_folded", "test_frames"),
     *("test_image", "test_lite", "test_models", "test_slowfast", "test_tensorrt", "test_video"),
