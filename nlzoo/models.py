@@ -6,19 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from torch import nn
 
-from nlzoo.assemble import build, build_timm
-from nlzoo.detectors import create_detector
+from nlzoo.assemble import build
 from nlzoo.files import whole_file
-from nlzoo.names import nearest
 from nlzoo.network import Network
-from nlzoo.networks.image import image_model
 from nlzoo.preprocessing import Preprocessing
-from nlzoo.registry import DETECTORS, IMAGE, MODELS, VIDEO, base_of, is_timm
+from nlzoo.registry import DETECTORS, MODELS
+from nlzoo.sources import find_source, source_of
 from nlzoo.version import __version__
-from nlzoo.weights.load import WeightFile, read_weights
-from nlzoo.weights.zoo import Entry, fetch_entry, find, read_zoo
+from nlzoo.weights.load import read_weights
+from nlzoo.weights.zoo import read_zoo
 
 
 def create_model(
@@ -62,31 +59,8 @@ def create_model(
         FileNotFoundError: no such weights file.
         OSError: a download failed.
     """
-    if name.partition(".")[0] in DETECTORS:
-        detector: Network
-        detector = create_detector(name, pretrained, num_classes, non_local, preprocessing, arch)
-        return detector
-    if is_timm(name):
-        there = pretrained is True or not pretrained or str(pretrained).startswith("timm/")
-        given = pretrained if there else read_weights(str(pretrained), clips=False)
-        return build_timm(name, given, num_classes, non_local, preprocessing, arch)
-    entry = find(name) if "." in name else None
-    if entry and not entry.model:
-        raise ValueError(f"{entry.name} cannot be built: {entry.reason}")
-    weights: WeightFile | nn.Module | None = None
-    if str(pretrained).startswith("timm/"):
-        if base_of(name) in IMAGE:
-            raise ValueError(f"timm has no weights for {name}; give a path")
-        weights = image_model(str(pretrained).removeprefix("timm/"), pretrained=True)
-    elif pretrained:
-        published = _published(name, pretrained, entry)
-        entry = entry or published
-        path = fetch_entry(published) if published else str(pretrained)
-        weights = read_weights(path, clips=base_of(name) not in IMAGE)
-        if base_of(name) in VIDEO and not weights.spec.get("preprocessing", {}).get("frames", 1):
-            weights = load_model(path)  # of images: inflated
-    model = entry.model if entry and entry.name == name else name
-    return build(model, num_classes, non_local, preprocessing, arch, weights, entry)
+    source = find_source(name, pretrained)
+    return build(source, num_classes, non_local, preprocessing, arch)
 
 
 def list_models(filter: str = "*", pretrained: bool = False) -> list[str]:
@@ -114,12 +88,8 @@ def load_model(path: str | Path) -> Network:
             f"{path} says nothing about its model; use create_model(NAME, pretrained=PATH), "
             f"for a NAME that `python -m nlzoo.weights inspect {path}` tells"
         )
-    name = weights.spec["model"]["name"]
-    if name in DETECTORS:
-        return create_model(name, pretrained=path).eval()
-    if is_timm(name):
-        return build_timm(name, weights, None, None, None, {}).eval()
-    return build(name, None, None, None, {}, weights).eval()
+    source = source_of(weights.spec["model"]["name"], weights)
+    return build(source, None, None, None, {}).eval()
 
 
 def save_model(model: Network, path: str | Path) -> None:
@@ -140,21 +110,3 @@ def save_model(model: Network, path: str | Path) -> None:
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with whole_file(path) as part:
         safetensors.torch.save_file(state, part, {"nlzoo": json.dumps(spec)})
-
-
-def _published(name: str, pretrained: bool | str | Path, named: Entry | None) -> Entry | None:
-    """The row of `zoo.csv` that is meant; None: a file."""
-    zoo = read_zoo()
-    if pretrained is not True:
-        tagged = f"{name.partition('.')[0]}.{pretrained}"
-        found = zoo.get(str(pretrained)) or zoo.get(tagged)
-        if found is None and not Path(str(pretrained)).exists():
-            raise FileNotFoundError(
-                f"no weights file {pretrained}, and no published weights of that name or tag"
-                f"{nearest(tagged, zoo)}"
-            )
-        return found
-    found = named or next((e for e in zoo.values() if e.model == name and e.url), None)
-    if found is None:
-        raise ValueError(f"no published weights for {name}; give a path or timm/NAME")
-    return found

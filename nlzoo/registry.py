@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from nlzoo.names import check_choice
 from nlzoo.networks.cifar import CifarResNet
 from nlzoo.networks.detection import detector
 from nlzoo.networks.image import PATTERNS, clip_model, image_model
@@ -51,13 +52,15 @@ IMAGE: dict[str, partial[Any]] = {
     "resnet56_cifar10": partial(CifarResNet, 56),
 }
 TIMM = {
-    f"resnet{depth}": partial(image_model, f"resnet{depth}") for depth in (18, 34, 50, 101, 152)
+    f"resnet{depth}": partial(image_model, name=f"resnet{depth}")
+    for depth in (18, 34, 50, 101, 152)
 }
 PREFIXES: dict[str, partial[Any]] = {  # before any name of timm's
     "timm/": partial(image_model),
     "c2d/": partial(clip_model),
     "tsm/": partial(clip_model, shifted=True),
 }
+FOLDED = ("c2d/", "tsm/")  # those for clips, of networks for images
 BACKBONES = VIDEO | IMAGE | TIMM
 
 PLACES = dict.fromkeys(BACKBONES, "") | {
@@ -79,7 +82,9 @@ PLACES |= {
 
 _BODIES = ("resnet18", "resnet50", "resnet101", "resnext101_32x8d", "resnext152_32x8d")
 _HOSTS = {
-    f"{kind}_rcnn_{body}_fpn{'_v2' * (version == 2)}": partial(detector, kind, body, version)
+    f"{kind}_rcnn_{body}_fpn{'_v2' * (version == 2)}": partial(
+        detector, kind, name=body, version=version
+    )
     for kind in ("faster", "mask", "keypoint")
     for body in _BODIES
     for version in (1, 2)
@@ -107,10 +112,17 @@ def is_timm(name: str) -> bool:
     return name.startswith(tuple(PREFIXES)) or (name in MODELS and base_of(name) in TIMM)
 
 
-def timm_builder(name: str) -> tuple[partial[Any], str]:
-    """Of such a name: what builds it, and what timm calls it."""
-    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), "")
-    return PREFIXES[prefix or "timm/"], name.removeprefix(prefix) if prefix else base_of(name)
+def builder_of(name: str) -> partial[Any]:
+    """What makes a network, still without blocks; its keyword `name` is what timm calls it.
+
+    Raises:
+        ValueError: no such network (names the nearest).
+    """
+    for prefix, made in PREFIXES.items():
+        if name.startswith(prefix):
+            return partial(made, name=name.removeprefix(prefix))
+    check_choice("model", name, MODELS | DETECTORS)
+    return (MODELS | DETECTORS)[name]
 
 
 def places_of(name: str, non_local: str | dict[str, Any] | None) -> str | list[str]:

@@ -15,6 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from nlzoo import NonLocalBlock, create_model, list_models, load_model
 from nlzoo.models import save_model
 from nlzoo.preprocessing import Preprocessing
+from nlzoo.weights.zoo import read_zoo
 
 RCNN = {"rpn_post_nms_top_n_test": 60, "box_score_thresh": 0.0, "box_detections_per_img": 8}
 SIZES = {"min_size": 96, "max_size": 160}
@@ -177,8 +178,26 @@ def test_published_weights_are_asked_for_by_name(pretrained, tmp_path, monkeypat
     file = r"mask_rcnn_resnet50_fpn_v2\.coco_v1_torchvision\.pth .*mask.*coco-73cbd019\.pth"
     with pytest.raises(FileNotFoundError, match=file):
         create_model("mask_rcnn_resnet50_fpn_v2_nl1", pretrained=pretrained)
-    with pytest.raises(ValueError, match="no published weights 'mask_rcnn_resnet101_fpn"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"no published weights (for|of)"):
         create_model("mask_rcnn_resnet101_fpn", pretrained=pretrained)
+
+
+PUBLISHED = [e for e in read_zoo().values() if e.dialect == "torchvision"]
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: entry.name)
+def test_a_published_row_is_a_network(entry):
+    """As its weights want it, and without them where they are not asked for."""
+    with torch.device("meta"):
+        model = create_model(entry.name)
+    assert entry.name in list_models("*rcnn*", pretrained=True)
+    assert model.spec["name"] == entry.name.partition(".")[0]
+    assert model.num_classes == (1 if "keypoint" in entry.name else 90)
+    frozen = [m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
+    assert bool(frozen) == ("_v2" not in entry.name)
+    assert set(frozen) <= {1e-5 if "legacy" in entry.name else 0.0}
+    for key in ("mean", "std", "frames", "task", "test_size", "test_crop"):
+        assert getattr(model.preprocessing, key) == getattr(entry.preprocessing(), key)
 
 
 def test_a_backbone_alone(tmp_path):
@@ -263,6 +282,8 @@ def test_names():
     [
         ("mask_rcnn_resnet50_fnp", {}, "mask_rcnn_resnet50_fpn"),
         ("mask_rcnn_resnet18_fpn", {"widht": 3}, "model argument 'widht'"),
+        ("mask_rcnn_resnet18_fpn", {"norm": "froze"}, "model argument norm 'froze'; did you mean"),
+        ("mask_rcnn_resnet18_fpn", {"trainable": "3"}, "trainable = '3': expected int"),
         ("mask_rcnn_resnet18_fpn", {"rcnn": {"rpn_nms": 1}}, "unknown option of rcnn .rpn_nms."),
         ("mask_rcnn_resnet18_fpn", {"rcnn": {"rpn_nms_thresh": "1"}}, "give all of it"),
         ("mask_rcnn_resnet18_fpn", {"non_local": "nl4head"}, "no keypoint head"),

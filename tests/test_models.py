@@ -200,7 +200,7 @@ def test_image_weights_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     twin = timm.create_model("resnet18", num_classes=1000)
     asked = []
     monkeypatch.setattr(
-        nlzoo.models, "image_model", lambda name, pretrained: asked.append(name) or twin
+        nlzoo.assemble, "image_model", lambda name, pretrained: asked.append(name) or twin
     )
     model = create_model("i3d_r18_nl1", pretrained="timm/resnet18.tv_in1k", num_classes=5)
     assert asked == ["resnet18.tv_in1k"]

@@ -9,7 +9,7 @@ from shared import SHARED
 from torchvision.models import get_model_weights, list_models
 
 from benchmarks import zoo as render
-from nlzoo.registry import MODELS
+from nlzoo.registry import DETECTORS, MODELS
 from nlzoo.weights.zoo import find, read_zoo, search
 
 ZOO = list(read_zoo().values())
@@ -92,12 +92,12 @@ def test_a_row_says_what_it_gives(entry):
 
 @pytest.mark.parametrize("entry", BUILDABLE, ids=lambda entry: entry.name)
 def test_a_network_has_its_preprocessing(entry):
-    assert entry.model in MODELS
+    assert entry.model in MODELS | DETECTORS
     assert entry.name.startswith(f"{entry.model}.")
     pre = entry.preprocessing()
     assert len(pre.mean) == len(pre.std) == 3
-    assert pre.frames * pre.stride >= 1
-    assert entry.clip == f"{pre.frames}x{pre.stride}"
+    assert entry.clip == (f"{pre.frames}x{pre.stride}" if entry.model in MODELS else "")
+    assert (pre.task == "detection") == (entry.model in DETECTORS)
     assert entry.channels == "RGB 0..1"
     assert len(pre.classes) in (0, int(entry.classes))
     assert pre.classes or not (entry.gives == "whole" and entry.dataset.startswith("Kinetics"))

@@ -62,10 +62,10 @@ class PyramidBackbone(nn.Module):
 
 def detector(
     kind: Kind,
-    backbone: str,
+    name: str,
     version: int = 1,
     *,
-    pretrained_backbone: bool = False,
+    pretrained: bool = False,
     num_classes: int = 90,
     norm: Literal["frozen", "batch", ""] = "",
     eps: float = 1e-5,
@@ -88,9 +88,9 @@ def detector(
 
     Args:
         kind: faster (boxes), mask or keypoint.
-        backbone: a ResNet of timm's, or resnext152_32x8d.
+        name: of the backbone, a ResNet of timm's, or resnext152_32x8d.
         version: of torchvision's heads; 2 (arXiv 2111.11429) has norms in them, and more layers.
-        pretrained_backbone: download timm's ImageNet weights.
+        pretrained: download the backbone's ImageNet weights.
         num_classes: without background; torchvision's published weights have 90.
         norm: of the backbone: frozen statistics and gains (version 1), or batch (version 2).
         eps: of frozen norms; the published weights of version 1 want 0.
@@ -110,9 +110,9 @@ def detector(
         OSError: the weights cannot be downloaded.
     """
     batch = norm == "batch" or (version == 2 and not norm)
-    body = _body(backbone, pretrained_backbone, batch, eps)
-    for name, parameter in body.named_parameters():
-        trains = name.startswith(STAGES[:trainable]) or (trainable > 4 and name.startswith("bn1"))
+    body = _body(name, pretrained, batch, eps)
+    for key, parameter in body.named_parameters():
+        trains = key.startswith(STAGES[:trainable]) or (trainable > 4 and key.startswith("bn1"))
         parameter.requires_grad_(trains)
     norms = nn.BatchNorm2d if version == 2 else None
     pyramid = PyramidBackbone(body, channels, norms)

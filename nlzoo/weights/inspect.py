@@ -11,7 +11,7 @@ from nlzoo.models import create_model
 from nlzoo.registry import IMAGE, MODELS, PLACES
 from nlzoo.weights.blocks import DIALECTS, form_of_tensors, rename_block
 from nlzoo.weights.hosts import BLOCK, HOSTS, recognise_host, rename_host, unknown_names
-from nlzoo.weights.load import IMAGE_TWINS, check_fits, head_of, spec_of
+from nlzoo.weights.load import IMAGE_TWINS, check_fits, heads_of, spec_of
 from nlzoo.weights.read import read_checkpoint
 from nlzoo.weights.recognise import (
     SHIFTED,
@@ -77,7 +77,7 @@ def _image_network(state: Mapping[str, Tensor]) -> dict[str, str]:
     for model in IMAGE:
         with torch.device("meta"):
             network = create_model(model)
-        own, head = dict(network.named_parameters()), head_of(network) + "weight"
+        own, head = dict(network.named_parameters()), heads_of(network)[0] + "weight"
         if own.keys() <= names <= network.state_dict().keys():
             classes = str(len(state[head]))
             return {"dialect": "nlzoo", "architecture": model, "classes": classes}

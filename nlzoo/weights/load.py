@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,11 @@ class WeightFile:
     dialect: str = ""  # of another implementation, a key of `HOSTS`
     seen: Architecture | None = None  # of which the tensors speak
     names: dict[str, str] = field(default_factory=dict)  # ours, and what the file calls them
+    part: str = ""  # what all names begin with, where it has that part of a network only
 
     def num_classes(self, model: Network) -> int | None:
         """Rows of a model's classifier, if the file has it."""
-        weight = self.state.get(head_of(model) + "weight")
+        weight = self.state.get(heads_of(model)[0] + "weight")
         return None if weight is None else weight.shape[0]
 
     @property
@@ -60,13 +61,15 @@ class WeightFile:
 
     def headless(self, model: Network) -> "WeightFile":
         """Without the model's classifier."""
-        return replace(self, state=_without(self.state, head_of(model)))
+        return replace(self, state=_without(self.state, heads_of(model)))
 
 
-def head_of(model: Network) -> str:
-    """What the names of the classifier's tensors begin with: `head.proj.`"""
-    classifier = model.get_classifier()
-    return next(f"{name}." for name, module in model.named_modules() if module is classifier)
+def heads_of(model: Network) -> tuple[str, ...]:
+    """What the names of the classifier's tensors begin with: `head.proj.`; detectors have more."""
+    found = model.get_classifier()
+    heads = found if isinstance(found, tuple) else (found,)
+    names = {module: f"{name}." for name, module in model.named_modules()}
+    return tuple(names[head] for head in heads)
 
 
 def read_weights(path: str | Path, clips: bool = True) -> WeightFile:
@@ -140,21 +143,20 @@ def fit_to(
     Args:
         model: on any device; nothing is loaded.
         weights: of the same architecture.
-        fresh_head: a classifier that the file has not, or of another class count, may stay as the
-            model made it; that it does is a warning.
+        fresh_head: classifiers that the file has not, or of another class count, may stay as the
+            model made them; that they do is a warning.
         fresh_blocks: the same for blocks, where the file has none.
 
     Raises:
         ValueError: names or shapes differ, see `check_fits`.
     """
-    state, wanted = dict(weights.state), dict(model.state_dict())
-    head, classes = head_of(model), weights.num_classes(model)
-    there = any(k.startswith(head) for k in state)
+    state = weights.state
+    wanted = {k: t for k, t in model.state_dict().items() if k.startswith(weights.part)}
     if not model.num_classes:
-        state = _without(state, head)
-    elif fresh_head and (not there or classes not in (None, model.num_classes)):
+        state = _without(state, heads_of(model))
+    elif fresh_head and (fresh := [h for h in heads_of(model) if _is_other(state, wanted, h)]):
         warnings.warn(f"{weights.path}: the classifier starts fresh", FreshHead, stacklevel=4)
-        state, wanted = _without(state, head), _without(wanted, head)
+        state, wanted = _without(state, fresh), _without(wanted, fresh)
     if fresh_blocks:
         wanted = without_blocks(state, wanted, weights.path)
     check_fits(state, wanted, weights.path, weights.names)
@@ -181,7 +183,8 @@ def check_fits(
 
     Args:
         state: of the file.
-        own: of the model. Its counters `num_batches_tracked` may be missing in the file.
+        own: of the model. Counters of batches may be missing in the file, and in a model whose
+            norms are frozen.
         path: named in the error.
         names: what the file calls them, where it is not the same.
 
@@ -193,7 +196,9 @@ def check_fits(
     for k in sorted(state.keys() | own.keys()):
         file = tuple(state[k].shape) if k in state else "missing"
         model = tuple(own[k].shape) if k in own else "unknown"
-        if file != model and not (file == "missing" and k.endswith("num_batches_tracked")):
+        counter = k.endswith("num_batches_tracked")
+        frozen = k.replace("num_batches_tracked", "running_mean") in own  # it has a norm there
+        if file != model and not (counter and (file == "missing" or frozen)):
             called = f" ({names[k]})" if names and names.get(k, k) != k else ""
             wrong.append(f"{k}{called}: file {file}, model {model}")
     if wrong:
@@ -205,5 +210,12 @@ def check_fits(
     check_floats(state, own, path, names)
 
 
-def _without(state: dict[str, Tensor], head: str) -> dict[str, Tensor]:
-    return {k: v for k, v in state.items() if not k.startswith(head)}
+def _is_other(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str) -> bool:
+    """Whether a model's classifier is none of the file's, or of another width."""
+    own = [k for k in wanted if k.startswith(head)]
+    there = [k for k in own if k in state]
+    return bool(own) and (not there or any(state[k].shape != wanted[k].shape for k in there))
+
+
+def _without(state: Mapping[str, Tensor], heads: Sequence[str]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if not k.startswith(tuple(heads))}

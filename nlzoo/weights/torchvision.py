@@ -2,16 +2,21 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
+from nlzoo.weights.load import WeightFile
+
 COCO = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # rows of its classifiers
 OF_CLASSES = re.compile(
     r"roi_heads\.(box_predictor|mask_predictor\.mask_fcn_logits|keypoint_predictor)\."
 )
+FACTS = ("classes", "category_ids", "keypoints", "skeleton", "sigmas")  # of the data
+BODY = "backbone.body."
 RENAMED = (  # what files have from before torchvision 0.13, and it renames itself
     (r"(backbone\.fpn\.\w+_blocks\.\d+)\.(weight|bias)", r"\1.0.\2"),
     (r"rpn\.head\.conv\.(weight|bias)", r"rpn.head.conv.0.0.\1"),
@@ -19,16 +24,21 @@ RENAMED = (  # what files have from before torchvision 0.13, and it renames itse
 )
 
 
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the names of today; those of a backbone alone get its prefix."""
-    found = {}
-    for key, tensor in state.items():
-        for old, new in RENAMED:
-            key = re.sub(old, new, key)
-        found[key] = tensor
-    if any(key.startswith("backbone.") for key in found):
-        return found
-    return {f"backbone.body.{k}": t for k, t in found.items() if not k.startswith("fc.")}
+def as_detector(file: WeightFile) -> WeightFile:
+    """A file's weights under the names of today; those of a network of images are its backbone."""
+    if file.spec.get("preprocessing", {}).get("task") == "detection":
+        return file
+    names = {}
+    for key in file.state:
+        new = key
+        for old, today in RENAMED:
+            new = re.sub(old, today, new)
+        names[new] = key
+    if not any(name.startswith("backbone.") for name in names):
+        names = {BODY + new: key for new, key in names.items() if not new.startswith("fc.")}
+    state = {name: file.state[key] for name, key in names.items()}
+    part = "" if any(name.startswith("rpn.") for name in names) else BODY
+    return replace(file, state=state, names=names, spec={}, part=part)
 
 
 def seen_arch(state: Mapping[str, Tensor]) -> dict[str, Any]:

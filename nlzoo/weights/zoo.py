@@ -103,12 +103,13 @@ class Entry:
             fps=30.0 if "_pyslowfast" in self.name or self.name.endswith("_pysf") else 0.0,
             test_size=sizes[0],
             test_crop=sizes[1],
-            frames=int(frames),
-            stride=int(stride),
+            frames=int(frames or 0),
+            stride=int(stride or 0),
             classes=tuple(labels.read_text("utf-8").splitlines()) if self.labels else (),
             multilabel=many,
             pool="max" if many else "mean",
             segments=many and "_lfb" in self.name,
+            task="detection" if self.dataset == "COCO" else "classification",
         )
 
 
