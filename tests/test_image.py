@@ -163,6 +163,8 @@ def test_a_file_of_timm_s(tmp_path):
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model(x), theirs(x))
+    with pytest.raises(ValueError, match="of features_only, takes no file: load the whole network"):
+        create_model("resnet18", pretrained=tmp_path / "theirs.pth", features_only=True)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,11 @@ class WeightFile:
 
 def heads_of(model: Network) -> tuple[str, ...]:
     """What the names of the classifier's tensors begin with: `head.proj.`; detectors have more."""
+    if not hasattr(model, "get_classifier"):
+        raise ValueError(
+            f"{type(model).__name__}, of features_only, takes no file: load the whole network, and "
+            "call its forward_features"
+        )
     found = model.get_classifier()
     heads = found if isinstance(found, tuple) else (found,)
     names = {module: f"{name}." for name, module in model.named_modules()}
