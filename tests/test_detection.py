@@ -15,6 +15,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from nlzoo import NonLocalBlock, create_model, list_models, load_model
 from nlzoo.models import save_model
 from nlzoo.preprocessing import Preprocessing
+from nlzoo.weights.torchvision import COCO
 from nlzoo.weights.zoo import read_zoo
 
 RCNN = {"rpn_post_nms_top_n_test": 60, "box_score_thresh": 0.0, "box_detections_per_img": 8}
@@ -166,6 +167,9 @@ def test_rows_of_cocos_classes_are_kept(tmp_path):
     assert torch.equal(boxes, b.box_predictor.bbox_pred.bias)
     masks = a.mask_predictor.mask_fcn_logits.weight[rows]
     assert torch.equal(masks, b.mask_predictor.mask_fcn_logits.weight)
+    same = Preprocessing(frames=0, classes=tuple(COCO[1:]), task="detection")
+    whole = create_model("mask_rcnn_resnet18_fpn", preprocessing=same, **own)
+    assert all(torch.equal(whole.state_dict()[k], t) for k, t in theirs.state_dict().items())
     other = Preprocessing(frames=0, classes=("gnu",), task="detection")
     with pytest.warns(UserWarning, match="the classifier starts fresh"):
         create_model("mask_rcnn_resnet18_fpn", preprocessing=other, **own)
@@ -196,7 +200,9 @@ def test_a_published_row_is_a_network(entry):
     frozen = [m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert bool(frozen) == ("_v2" not in entry.name)
     assert set(frozen) <= {1e-5 if "legacy" in entry.name else 0.0}
-    for key in ("mean", "std", "frames", "task", "test_size", "test_crop"):
+    assert model.preprocessing.classes == tuple(COCO[1 : model.num_classes + 1])
+    assert COCO[model.preprocessing.category_ids[0]] == "person"
+    for key in ("mean", "std", "frames", "task", "test_size", "test_crop", "category_ids"):
         assert getattr(model.preprocessing, key) == getattr(entry.preprocessing(), key)
 
 

@@ -91,7 +91,8 @@ class Kinetics(Labelled):
         self._train_transform = TrainTransform(crop, (scale[0], scale[1]), flip)
         self._val_transform = EvalTransform(test_size, crop, 1)
         self._test_transform = EvalTransform(test_size, test_crop, crops)
-        self.clips, self.views = clips, f"{clips} clips x {crops} crops"
+        self.clips = clips
+        self.views = f"{clips} clip{'s' * (clips != 1)} x {crops} crop{'s' * (crops != 1)}"
         self.views += ", maximum" if pool == "max" else ""
         names = {"train": train, "val": val, "test": test or val}
         files = Files(path, splits=names.values())

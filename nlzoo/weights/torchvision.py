@@ -63,7 +63,7 @@ def of_names(state: dict[str, Tensor], classes: Sequence[str]) -> dict[str, Tens
     Its labels are the ids that COCO's files have, ten of which no class has.
     """
     rows = state.get("roi_heads.box_predictor.cls_score.weight", torch.empty(0)).shape[0]
-    if rows != len(COCO) or not classes or not set(classes) <= set(COCO):
+    if rows != len(COCO) or list(classes) in ([], COCO[1:]) or not set(classes) <= set(COCO):
         return state
     index = torch.tensor([0, *map(COCO.index, classes)])
     return {

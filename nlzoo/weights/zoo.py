@@ -94,8 +94,8 @@ class Entry:
         """What the network was trained on."""
         frames, _, stride = self.clip.partition("x")
         sizes = [int(number) for number in re.findall(r"\d+", self.crop)]
-        labels = resources.files("nlzoo.data") / "labels" / f"{self.labels}.txt"
-        many = self.dataset == "Charades"
+        classes = self._class_names()
+        many, coco = self.dataset == "Charades", self.dataset == "COCO"
         return Preprocessing(
             mean=_three(self.mean),
             std=_three(self.std),
@@ -105,12 +105,19 @@ class Entry:
             test_crop=sizes[1],
             frames=int(frames or 0),
             stride=int(stride or 0),
-            classes=tuple(labels.read_text("utf-8").splitlines()) if self.labels else (),
+            classes=classes,
             multilabel=many,
             pool="max" if many else "mean",
             segments=many and "_lfb" in self.name,
-            task="detection" if self.dataset == "COCO" else "classification",
+            task="detection" if coco else "classification",
+            category_ids=tuple(range(1, len(classes) + 1)) if coco else (),
         )
+
+    def _class_names(self) -> tuple[str, ...]:
+        if not self.labels:
+            return ()
+        file = resources.files("nlzoo.data") / "labels" / f"{self.labels}.txt"
+        return tuple(file.read_text("utf-8").splitlines())[: int(self.classes)]
 
 
 @cache
