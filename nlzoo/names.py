@@ -1,4 +1,4 @@
-"""Words that are not known: what may have been meant."""
+"""Words: unknown ones, and what may have been meant; how many there are of a thing."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -11,6 +11,11 @@ def nearest(word: object, choices: Iterable[str], most: int = 12) -> str:
         return f"; did you mean {' or '.join(map(repr, close))}?"
     more = ", ..." if len(choices) > most else ""
     return f"; there are {', '.join(choices[:most])}{more}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 clip`, `10 clips`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:

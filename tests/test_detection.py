@@ -197,6 +197,8 @@ def test_a_published_row_is_a_network(entry):
     assert entry.name in list_models("*rcnn*", pretrained=True)
     assert model.spec["name"] == entry.name.partition(".")[0]
     assert model.num_classes == (1 if "keypoint" in entry.name else 90)
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    assert millions == pytest.approx(float(entry.params_M), abs=1e-3)
     frozen = [m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert bool(frozen) == ("_v2" not in entry.name)
     assert set(frozen) <= {1e-5 if "legacy" in entry.name else 0.0}

@@ -12,12 +12,12 @@ from tiers import marked
 
 import nlzoo
 from nlzoo.blocks import NonLocalBlock
-from nlzoo.weights.hosts import own_names, recognise_host, rename_host
+from nlzoo.weights.hosts import HOSTS, own_names, recognise_host, rename_host
 from nlzoo.weights.recognise import SHIFTED, flatten, read_architecture
 from nlzoo.weights.zoo import read_zoo
 
 KEYS = sorted((SHARED / "reference" / "architectures").glob("*.csv"))
-BUILDABLE = [entry for entry in read_zoo().values() if entry.model]
+BUILDABLE = [entry for entry in read_zoo().values() if entry.dialect in HOSTS and entry.model]
 # figures that are not of the network in the file
 OTHER_HEAD = "tsm_r50.k400_1x1x8_mmaction2"  # 23.87 M is that of 174 classes
 ROWS = {  # one row a dialect, and each that has something of its own

@@ -60,7 +60,7 @@ ONLY = {
         "insert",
     },
     "program": {"names"},
-    "callbacks": {"files", "program", "version"},
+    "callbacks": {"files", "names", "program", "version"},
 }
 # Those of a package that may know what it may not.
 PROGRAMS = ("__main__", "weights.verify", "weights.inspect", "export.programs")

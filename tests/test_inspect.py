@@ -9,11 +9,12 @@ from shared import SHARED
 from spoken import speak
 from tiers import marked
 
-from nlzoo.models import create_model, load_model
+from nlzoo.models import create_model, load_model, save_model
 from nlzoo.program import run
 from nlzoo.weights import __main__ as program
 from nlzoo.weights.golden import read_golden
 from nlzoo.weights.inspect import inspect
+from nlzoo.weights.load import spec_of
 from nlzoo.weights.zoo import find, read_zoo
 
 GOLDENS = sorted((SHARED / "goldens").glob("*.json"))
@@ -100,6 +101,45 @@ def test_blocks_inside_other_networks_are_found(tmp_path):
     found = inspect(bare(tmp_path / "x.pth", shapes))
     assert found["block at neck.1.refine."].startswith("a 2D block, 8 channels, 8 inside")
     assert "mmcv" in found["block at neck.1.refine."]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tsm_r50_nl5", {"width": 8}),
+        ("c2d/resnet18", {"non_local": "nl1"}),
+        ("faster_rcnn_resnet18_fpn_nl1", {"channels": 32, "hidden": 64}),
+    ],
+)
+def test_a_file_of_ours_says_what_it_is(name, options, tmp_path):
+    save_model(create_model(name, num_classes=3, **options), path := tmp_path / "m.safetensors")
+    found = inspect(path)
+    arch = "".join(f", {key} {value}" for key, value in options.items() if key != "non_local")
+    assert (found["dialect"], found["architecture"]) == ("nlzoo", name + arch)
+    assert found["classes"] == "3"
+    blocks = [value for key, value in found.items() if key.startswith("block at ")]
+    assert len(blocks) == (5 if "nl5" in name else 1)
+    assert all("form='embedded_gaussian'" in block for block in blocks)
+    state = load_model(path).state_dict()
+    gone = next(key for key in state if key.endswith("bias"))
+    said = spec_of({}, path)
+    torch.save({"nlzoo": said, "state_dict": {**state, gone: state[gone][:1]}}, tmp_path / "m.pth")
+    assert gone in inspect(tmp_path / "m.pth")["does not fit"]
+
+
+@pytest.mark.parametrize("name", ["keypoint_rcnn_resnet18_fpn", "mask_rcnn_resnet50_fpn_v2"])
+def test_detectors_are_found_by_their_tensors(name, tmp_path):
+    with torch.device("meta"):
+        model = create_model(f"{name}_nl1", num_classes=7)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = inspect(bare(tmp_path / "x.pth", shapes))
+    assert (found["dialect"], found["architecture"]) == ("torchvision", name)
+    assert found["classes"] == "7"
+    assert ("may be" in found) == ("resnet50" in name)
+    assert "block at backbone.body.layer3." in " ".join(found)
+    shapes["roi_heads.box_head.fc7.bias"] = (9,)
+    other = inspect(bare(tmp_path / "y.pth", shapes))["architecture"]
+    assert other == f"{name.partition('_')[0]}_rcnn of other sizes than the names of nlzoo have"
 
 
 def test_a_file_of_something_else(tmp_path):

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from nlzoo.callbacks.pace import Pace
 from nlzoo.files import write_whole
+from nlzoo.names import counted
 
 METRICS = {  # by which the best checkpoint is chosen
     "top1": "top-1",
@@ -241,7 +242,7 @@ class RunFolder(Checkpoint):
         best = f"{summary['metric']} {summary['best']:.3f}" if known else "not validated"
         checkpoint = shlex.quote(summary["checkpoint"])
         self.console.print(
-            f"{best} after {summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}, "
+            f"{best} after {counted(summary['epochs'], 'epoch')}, "
             f"{summary['seconds']:.0f} s; curves: {self.folder / 'curves.png'}\n"
             f"Next: python -m nlzoo.evaluate --checkpoint {checkpoint}\n"
             f"      python -m nlzoo.predict --checkpoint {checkpoint} {self.noun.upper()}"

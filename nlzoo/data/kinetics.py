@@ -12,6 +12,7 @@ from nlzoo.data.layouts import VIDEOS, Files, read_splits
 from nlzoo.data.loading import TrainLoader
 from nlzoo.data.sampling import CentreClip, RandomClip, Sampling, SpreadClips
 from nlzoo.data.transforms import EvalTransform, TrainTransform
+from nlzoo.names import counted
 
 
 class Kinetics(Labelled):
@@ -91,8 +92,7 @@ class Kinetics(Labelled):
         self._train_transform = TrainTransform(crop, (scale[0], scale[1]), flip)
         self._val_transform = EvalTransform(test_size, crop, 1)
         self._test_transform = EvalTransform(test_size, test_crop, crops)
-        self.clips = clips
-        self.views = f"{clips} clip{'s' * (clips != 1)} x {crops} crop{'s' * (crops != 1)}"
+        self.clips, self.views = clips, f"{counted(clips, 'clip')} x {counted(crops, 'crop')}"
         self.views += ", maximum" if pool == "max" else ""
         names = {"train": train, "val": val, "test": test or val}
         files = Files(path, splits=names.values())

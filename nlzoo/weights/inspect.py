@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nlzoo.models import create_model
-from nlzoo.registry import IMAGE, MODELS, PLACES
+from nlzoo.blocks import NonLocalBlock
+from nlzoo.models import create_model, load_model
+from nlzoo.registry import DETECTORS, IMAGE, MODELS, PLACES, base_of
 from nlzoo.weights.blocks import DIALECTS, form_of_tensors, rename_block
 from nlzoo.weights.hosts import BLOCK, HOSTS, recognise_host, rename_host, unknown_names
-from nlzoo.weights.load import IMAGE_TWINS, check_fits, heads_of, spec_of
+from nlzoo.weights.load import IMAGE_TWINS, WeightFile, check_fits, heads_of, spec_of
 from nlzoo.weights.read import read_checkpoint
 from nlzoo.weights.recognise import (
     SHIFTED,
@@ -20,6 +21,7 @@ from nlzoo.weights.recognise import (
     read_architecture,
     recognise_block,
 )
+from nlzoo.weights.torchvision import as_detector, seen_arch, seen_sizes
 from nlzoo.weights.zoo import Entry, read_zoo
 
 MOST = 8  # listed
@@ -37,18 +39,59 @@ def inspect(path: str | Path) -> dict[str, str]:
     size = sum(tensor.numel() for tensor in state.values())
     found = {"file": f"{path}, {Path(path).stat().st_size / 1e6:.1f} MB"}
     found["tensors"] = f"{len(state)}, {size / 1e6:.3f} M values"
+    if spec := spec_of(raw, Path(path)):
+        return found | _ours(spec, path)
     if image := _image_network(state):
         return found | image
-    spec = spec_of(raw, Path(path))
-    if spec or any(name.startswith("res2.") for name in state):
-        shifted = spec.get("model", {}).get("name", "").startswith("tsm")
-        return found | {"dialect": "nlzoo"} | _network(state, "nlzoo", shifted, [])
+    if any(name.startswith("res2.") for name in state):
+        return found | {"dialect": "nlzoo"} | _network(state, "nlzoo", False, [])
     if dialect := recognise_host(state):
         return found | _host(state, dialect)
-    if blocks := dict(_blocks(state)):
+    blocks = dict(_blocks(state))
+    if detector := _detector(state):
+        return found | detector | _listed(blocks)
+    if blocks:
         alone = blocks.pop("", None)
         return found | (alone or _listed(blocks))
     return found | {"dialect": f"unknown; names: {', '.join(map(str, list(state or raw)[:MOST]))}"}
+
+
+def _ours(spec: dict[str, Any], path: str | Path) -> dict[str, str]:
+    """What a file of this zoo says of itself."""
+    said = spec["model"]
+    own = {"dialect": "nlzoo", "architecture": said["name"] + _options(said["arch"] or {})}
+    try:
+        model = load_model(path)
+    except ValueError as error:
+        return own | {"does not fit": str(error)}
+    blocks = {n: m for n, m in model.named_modules() if isinstance(m, NonLocalBlock)}
+    listed = {f"block at {name}.": block.extra_repr() for name, block in blocks.items()}
+    classes = getattr(model, "num_classes", 0)
+    return own | listed | {"classes": str(classes) if classes else "no classifier"}
+
+
+def _detector(state: dict[str, Tensor]) -> dict[str, str]:
+    """One of torchvision's, whatever blocks are in it; nothing where it is none."""
+    file = as_detector(WeightFile(Path(), state))
+    if file.part:
+        return {}
+    own = {name: tensor for name, tensor in file.state.items() if BLOCK not in name}
+    kinds = (k for k in ("mask", "keypoint") if any(n.startswith(f"roi_heads.{k}_") for n in own))
+    first, last = next(kinds, "faster"), "_v2" if "rpn.head.conv.1.0.weight" in own else "_fpn"
+    sizes: dict[str, Any] = {**seen_sizes(own), **seen_arch(own)}
+    found = {"dialect": "torchvision"}
+    for name in DETECTORS:
+        if base_of(name) == name and name.startswith(first) and name.endswith(last):
+            with torch.device("meta"):
+                model = create_model(name, **sizes)
+            try:
+                check_fits(own, model.state_dict(), "the file")
+            except ValueError:
+                continue
+            rows = ", ".join(e.name for e in read_zoo().values() if e.model == name)
+            found |= {"architecture": name, "classes": str(model.num_classes)}
+            return found | ({"may be": rows} if rows else {})
+    return found | {"architecture": f"{first}_rcnn of other sizes than the names of nlzoo have"}
 
 
 def _host(state: Mapping[str, Tensor], dialect: str) -> dict[str, str]:
@@ -98,7 +141,7 @@ def _network(
         return {"architecture": "none of nlzoo's: other depths or temporal kernels"}
     rows = [e for e in read_zoo().values() if e.dialect == dialect and _may_be(e, seen)]
     model = _name(seen) or (rows[0].model if rows else seen.name)
-    found = {"architecture": f"{model}{_arch(seen)}"}
+    found = {"architecture": f"{model}{_options(seen.arch)}"}
     if seen.places:
         forms = "embedded Gaussian or dot product" if seen.embedded else "Gaussian"
         norm = "with a norm" if seen.normed else "without a norm"
@@ -131,8 +174,8 @@ def _misfit(state: Mapping[str, Tensor], seen: Architecture) -> str:
     return ""
 
 
-def _arch(seen: Architecture) -> str:
-    return "".join(f", {key} {value}" for key, value in seen.arch.items())
+def _options(arch: Mapping[str, Any]) -> str:
+    return "".join(f", {key} {value}" for key, value in arch.items())
 
 
 def _name(seen: Architecture) -> str:

@@ -216,10 +216,12 @@ def check_fits(
 
 
 def _is_other(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], head: str) -> bool:
-    """Whether a model's classifier is none of the file's, or of another width."""
+    """Whether a model's classifier is none of the file's, or of other classes."""
     own = [k for k in wanted if k.startswith(head)]
     there = [k for k in own if k in state]
-    return bool(own) and (not there or any(state[k].shape != wanted[k].shape for k in there))
+    return bool(own) and (
+        not there or any(state[k].shape[:1] != wanted[k].shape[:1] for k in there)
+    )
 
 
 def _without(state: Mapping[str, Tensor], heads: Sequence[str]) -> dict[str, Tensor]:
