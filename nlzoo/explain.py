@@ -117,6 +117,8 @@ def draw(
 ) -> None:
     """Draw the strongest keys over their frames, one row a block, as in the paper's Figure 3.
 
+    Of an image, which has one frame, three blocks are in a row.
+
     The query is a circle in its frame; arrows lead to the keys, the stronger the more opaque, and
     the strongest of each frame bears its weight.
 
@@ -129,12 +131,15 @@ def draw(
     """
     numbers = range(len(frames)) if numbers is None else numbers
     shown = [_columns(one, len(frames), keys) for one in looks]
-    columns = max(map(len, shown))
+    columns = min(3, len(looks)) if len(frames) == 1 else max(map(len, shown))
+    rows = -(-len(looks) // columns) if len(frames) == 1 else len(looks)
     width, height = _panel(frames.shape[2] / frames.shape[1], columns)
-    size = width * columns, (height + 0.4) * len(looks)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(looks), columns, squeeze=False)
-    for row, one, columns_of in zip(grid, looks, shown, strict=True):
+    figure = Figure(figsize=(width * columns, (height + 0.4) * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    panels = grid.reshape(-1, 1)[: len(looks)] if len(frames) == 1 else grid
+    for row, one, columns_of in zip(panels, looks, shown, strict=True):
         for axes, frame in zip(row, columns_of, strict=False):
             axes.imshow(frames[frame].numpy())
             frame_name = f", frame {numbers[frame]}" if len(frames) > 1 else ""
@@ -181,8 +186,6 @@ def _columns(one: Look, total: int, keys: int, most: int = 6) -> list[int]:
 
 
 def _draw_row(figure: Figure, row: list[Axes], one: Look, shown: list[int], keys: int) -> None:
-    for axes in row:
-        axes.set_axis_off()
     home = row[shown.index(one.at[0])]
     query = (one.at[2], one.at[1])
     home.plot(*query, "o", markersize=9, markerfacecolor="none", color="red", markeredgewidth=2)

@@ -236,6 +236,19 @@ def test_one_image_is_shown_large(tmp_path: Path, size: Any, least: Any) -> None
         assert all(least[i] <= picture.size[i] <= 1500 for i in (0, 1))
 
 
+def test_blocks_of_an_image_are_three_in_a_row(tmp_path: Path) -> None:
+    image = torch.randint(0, 255, (1, 32, 32, 3), dtype=torch.uint8)
+    weights, box = torch.ones(1), torch.tensor([[0.0, 2, 2, 1, 4, 4]])
+    looks = [Look(name, (0, 4, 4), weights, box) for name in "abcde"]
+    sides = {}
+    for count in (3, 4, 5):
+        draw(looks[:count], image, tmp_path / "x.png")
+        with Image.open(tmp_path / "x.png") as picture:
+            sides[count] = picture.size
+    assert sides[3][0] > 2.5 * sides[3][1]
+    assert sides[4] == sides[5] == (sides[3][0], 2 * sides[3][1])
+
+
 @pytest.mark.parametrize("top", [0, 40])
 def test_a_weight_covers_nothing_of_its_box(top: int) -> None:
     axes = Figure(figsize=(5, 5)).subplots()
