@@ -264,7 +264,7 @@ def run_parser() -> ArgumentParser:
     made.add_argument("file", help="an .onnx or .engine file of nlzoo.export")
     made.add_argument("videos", nargs="+", help="videos or images, or folders of them or of frames")
     made.add_argument("--runtime", default="", help="onnxruntime or openvino, for ONNX files")
-    made.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    made.add_argument("--json", action="store_true", help="print JSON, with the files that failed")
     add_answer_options(made)
     foreign = made.add_argument_group("a file that nlzoo.export did not write")
     foreign.add_argument("--clip", default="", help="frames x stride, as in 32x2")
