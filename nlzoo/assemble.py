@@ -10,25 +10,36 @@ import torch
 
 from nlzoo.folded import host_of
 from nlzoo.insert import insert_non_local
-from nlzoo.names import check_choice
+from nlzoo.names import check_choice, nearest
 from nlzoo.network import Network, set_preprocessing
 from nlzoo.networks.detection import insert_into_detector
 from nlzoo.networks.image import image_model, places_for
 from nlzoo.networks.inflate import inflate
 from nlzoo.networks.video import VideoResNet
-from nlzoo.preprocessing import Preprocessing
-from nlzoo.registry import DETECTORS, VIDEO, base_of, builder_of, is_timm, options_of, places_of
+from nlzoo.preprocessing import FACTS, Preprocessing
+from nlzoo.registry import (
+    DETECTORS,
+    IMAGE,
+    VIDEO,
+    base_of,
+    builder_of,
+    is_timm,
+    options_of,
+    places_of,
+)
 from nlzoo.sources import Source, source_of
 from nlzoo.weights.blocks import facts_of
 from nlzoo.weights.hosts import HOSTS
 from nlzoo.weights.load import WeightFile, fit_to
-from nlzoo.weights.torchvision import FACTS, of_names, seen_arch, seen_sizes
-from nlzoo.weights.zoo import like
+from nlzoo.weights.torchvision import of_names, seen_arch, seen_sizes
+from nlzoo.weights.zoo import Entry, like
 
 Blocks = str | dict[str, Any] | None
-# Parameters of builders that a name says, or an argument of `create_model` of its own.
-NO_ARCH = {"kind", "depth", "name", "version", "args", "options"} | {
-    *("pretrained", "num_classes", "preprocessing")
+# Parameters of builders that a name says, or another argument of `create_model`.
+KINDS = {"clips": VIDEO, "images": IMAGE, "detector": DETECTORS}
+SAID = {
+    *("kind", "depth", "name", "version", "args", "options"),
+    *("pretrained", "num_classes", "preprocessing"),
 }
 
 
@@ -40,9 +51,12 @@ def build(
     arch: dict[str, Any],
 ) -> Network:
     """The network; what is not given is as its weights were trained, or as published."""
-    name, file, entry = source.name, source.file, source.entry
-    images = _images(source)
-    trained = _trained(source)
+    name, entry, images = source.name, source.entry, _images(source)
+    file = source.file if images is None else None
+    _check_classes(name, num_classes)
+    trained = _trained(name, file, entry)
+    if images is not None:
+        trained = trained._replace(non_local=_facts(trained.non_local) | _facts_of_images(images))
     arch = _over(trained.arch, arch, "the weights were trained in")
     non_local = _blocks_over(name, non_local, trained.non_local)
     builder = builder_of(name)
@@ -51,25 +65,27 @@ def build(
         builder = partial(builder, name=source.timm, pretrained=True)
     sizes = {} if num_classes is None else {"num_classes": num_classes}
     if name in DETECTORS:
-        facts = preprocessing or trained.preprocessing or Preprocessing()
-        sizes = _sizes(file, facts, trained.num_classes) | sizes
+        saved = trained.preprocessing if file and file.spec else None
+        data = preprocessing or saved or Preprocessing()
+        sizes = _sizes(file, data, trained.num_classes) | sizes
         if file:
-            file = replace(file, state=of_names(file.state, facts.classes))
+            file = replace(file, state=of_names(file.state, data.classes))
 
     def make() -> Network:
         made: Network = builder(**{**sizes, **arch})
         if not sizes:
             _set_classes(made, file, trained.num_classes)
-        _see(made, name, preprocessing, trained.preprocessing)
+        _set_preprocessing(made, name, preprocessing, trained.preprocessing)
         _insert(made, name, non_local)
         return made
 
-    if file and images is None:
+    if file:
         with torch.device("meta"):
             twin = make()
         if entry and entry.gives == "trunk":
             file = file.headless(twin)
-        fresh_blocks = not (entry and entry.model == name) and not file.has_places
+        published = entry and places_of(entry.model, entry.non_local)
+        fresh_blocks = not (file.has_places or (published and entry and entry.model == name))
         fitting = fit_to(twin, file, bool(sizes), fresh_blocks)  # before memory is taken
     model = make()
     if images is not None:
@@ -95,20 +111,21 @@ def _images(source: Source) -> torch.nn.Module | None:
         return None
     if source.timm:
         return image_model(source.timm, pretrained=True)
-    if source.file and _of_images(source.file):
+    if source.file and not source.file.spec.get("preprocessing", {}).get("frames", 1):
         name = source.file.spec["model"]["name"]
         return build(source_of(name, source.file), None, None, None, {})
     return None
 
 
-def _of_images(file: WeightFile) -> bool:
-    return not file.spec.get("preprocessing", {}).get("frames", 1)
+def _facts_of_images(images: Any) -> dict[str, Any]:
+    """How its blocks are; where they are is the network's for clips."""
+    blocks = _facts(getattr(images, "spec", {}).get("non_local"))
+    return {key: value for key, value in blocks.items() if key != "places"}
 
 
-def _trained(source: Source) -> Trained:
-    name, file, entry = source.name, source.file, source.entry
+def _trained(name: str, file: WeightFile | None, entry: Entry | None) -> Trained:
     if file and file.spec:
-        return _saved(name, file, source)
+        return _saved(name, file, entry)
     if file and file.dialect and entry and not _speaks(file.dialect, entry.dialect):
         raise ValueError(
             f"{file.path} has tensors as {file.dialect} names them, and {entry.name} is of "
@@ -127,13 +144,12 @@ def _trained(source: Source) -> Trained:
     return Trained(entry.arch | seen, blocks, entry.preprocessing(), entry.num_classes)
 
 
-def _saved(name: str, file: WeightFile, source: Source) -> Trained:
+def _saved(name: str, file: WeightFile, entry: Entry | None) -> Trained:
     """What a checkpoint says of itself."""
-    model, entry = file.spec["model"], source.entry
+    model = file.spec["model"]
+    if _kind(model["name"]) != _kind(name):
+        raise ValueError(f"{file.path} is of {model['name']}, whose weights {name} cannot take")
     arch, blocks = model["arch"] or {}, model["non_local"]
-    if base_of(name) in VIDEO and _of_images(file):
-        facts = blocks if isinstance(blocks, dict) else {}
-        return Trained({}, {k: v for k, v in facts.items() if k != "places"})
     if entry and entry.name.startswith(f"{name}.") and arch != entry.arch:
         raise ValueError(
             f"{file.path} says of itself that it is {model['name']} with {model['arch']}, and "
@@ -145,11 +161,20 @@ def _saved(name: str, file: WeightFile, source: Source) -> Trained:
     return Trained(arch, blocks, Preprocessing.from_dict(file.spec["preprocessing"]))
 
 
-def _over(trained: dict[str, Any], given: dict[str, Any], were: str) -> dict[str, Any]:
+def _kind(name: str) -> str:
+    """Whose network it is."""
+    if is_timm(name):
+        return "timm"
+    return next(k for k, names in KINDS.items() if name in names or base_of(name) in names)
+
+
+def _over(
+    trained: dict[str, Any], given: dict[str, Any], were: str, stacklevel: int = 4
+) -> dict[str, Any]:
     """What is given, over what was trained; says where they differ."""
     for key in given.keys() & trained.keys() - {"places"}:
         if given[key] != trained[key]:
-            warnings.warn(f"{key} {given[key]}: {were} {key} {trained[key]}", stacklevel=4)
+            warnings.warn(f"{key} {given[key]}: {were} {key} {trained[key]}", stacklevel=stacklevel)
     return trained | given
 
 
@@ -159,8 +184,17 @@ def _blocks_over(name: str, given: Blocks, trained: Blocks) -> Blocks:
         return given
     if given is None:
         return trained
-    own, facts = ({"places": b} if isinstance(b, str) else b for b in (given, trained))
-    return _over(facts, own, "the blocks were trained with")
+    return _over(_facts(trained), _facts(given), "the blocks were trained with", 5)
+
+
+def _facts(blocks: Blocks) -> dict[str, Any]:
+    return {"places": blocks} if isinstance(blocks, str) else blocks or {}
+
+
+def _check_classes(name: str, num_classes: Any) -> None:
+    least = 1 if name in DETECTORS else 0
+    if num_classes is not None and not (type(num_classes) is int and num_classes >= least):
+        raise ValueError(f"num_classes = {num_classes!r}: expected a whole number from {least}")
 
 
 def _check_arch(builder: partial[Any], arch: dict[str, Any]) -> None:
@@ -170,9 +204,11 @@ def _check_arch(builder: partial[Any], arch: dict[str, Any]) -> None:
     inherited = signature(made.__mro__[1]).parameters if isinstance(made, type) else {}
     if not inherited and any(p.kind is Parameter.VAR_KEYWORD for p in own.values()):
         return
-    known = {k: p.annotation for k, p in {**inherited, **own}.items() if k not in NO_ARCH}
+    known = {k: p.annotation for k, p in {**inherited, **own}.items() if k not in SAID}
     for key, value in arch.items():
-        check_choice("model argument", key, known)
+        if key not in known:
+            there = [*known, "num_classes", "non_local", "preprocessing", "pretrained"]
+            raise ValueError(f"unknown model argument {key!r}{nearest(key, there)}")
         kind = known[key]
         plain = (int, float) if kind is float else kind if isinstance(kind, type) else object
         if get_origin(kind) is Literal:
@@ -198,14 +234,16 @@ def _set_classes(model: Network, file: WeightFile | None, published: int | None)
         model.reset_classifier(classes)
 
 
-def _see(
+def _set_preprocessing(
     model: Network, name: str, given: Preprocessing | None, trained: Preprocessing | None
 ) -> None:
     """What is given, or was trained; weights know one input range only."""
     own = model.preprocessing
     if name in DETECTORS:  # it normalises and resizes itself
-        if seen := given or trained:
-            model.preprocessing = replace(own, **{key: getattr(seen, key) for key in FACTS})
+        facts = {key: getattr(given or trained or own, key) for key in FACTS}
+        if len(facts["classes"]) not in (0, model.num_classes):
+            facts |= {"classes": (), "category_ids": ()}
+        model.preprocessing = replace(own, **facts)
         return
     if trained and bool(trained.frames) != bool(own.frames):  # of images, and it is for clips
         trained = replace(trained, frames=own.frames, stride=own.stride)
@@ -232,7 +270,8 @@ def _insert(model: Network, name: str, non_local: Blocks) -> None:
     if not places:
         raise ValueError(
             f"{name} with non_local={non_local!r} has no place for a block; name places, as in "
-            '"res3:1,3 res4:1,3,5", or leave non_local out'
+            f'"{"res3:1,3 res4:1,3,5" if base_of(name) in VIDEO else "before_last:3"}", or leave '
+            "non_local out"
         )
     insert: Any = insert_into_detector if name in DETECTORS else insert_non_local
     if not isinstance(places, str) and (is_timm(name) or name in DETECTORS):

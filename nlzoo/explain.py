@@ -131,18 +131,19 @@ def draw(
     """
     numbers = range(len(frames)) if numbers is None else numbers
     shown = [_columns(one, len(frames), keys) for one in looks]
-    columns = min(3, len(looks)) if len(frames) == 1 else max(map(len, shown))
-    rows = -(-len(looks) // columns) if len(frames) == 1 else len(looks)
+    image = len(frames) == 1
+    columns = min(3, len(looks)) if image else max(map(len, shown))
+    rows = -(-len(looks) // columns) if image else len(looks)
     width, height = _panel(frames.shape[2] / frames.shape[1], columns)
     figure = Figure(figsize=(width * columns, (height + 0.4) * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    panels = grid.reshape(-1, 1)[: len(looks)] if len(frames) == 1 else grid
+    panels = grid.reshape(-1, 1)[: len(looks)] if image else grid
     for row, one, columns_of in zip(panels, looks, shown, strict=True):
         for axes, frame in zip(row, columns_of, strict=False):
             axes.imshow(frames[frame].numpy())
-            frame_name = f", frame {numbers[frame]}" if len(frames) > 1 else ""
+            frame_name = "" if image else f", frame {numbers[frame]}"
             axes.set_title(f"{one.block}{frame_name}", fontsize=8)
             axes.autoscale(False)
         _draw_row(figure, list(row), one, columns_of, keys)

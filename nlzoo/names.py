@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import resources
 
 
 def nearest(word: object, choices: Iterable[str], most: int = 12) -> str:
@@ -16,6 +17,13 @@ def nearest(word: object, choices: Iterable[str], most: int = 12) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 clip`, `10 clips`."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def class_list(name: str) -> list[str]:
+    """A built-in list of class names, in the order of their labels."""
+    return (
+        (resources.files("nlzoo.data") / "labels" / f"{name}.txt").read_text("utf-8").splitlines()
+    )
 
 
 def check_choice(name: str, value: object, choices: Iterable[object]) -> None:

@@ -63,6 +63,9 @@ class Preprocessing:
         return cls(**plain)
 
 
+FACTS = ("classes", "category_ids", "keypoints", "skeleton", "sigmas")  # of the data
+
+
 def canvas_side(pixels: int) -> int:
     """Of the least canvas of a detector that is at least so long."""
     return -(-pixels // STRIDE) * STRIDE

@@ -175,14 +175,17 @@ def test_rows_of_cocos_classes_are_kept(tmp_path):
         create_model("mask_rcnn_resnet18_fpn", preprocessing=other, **own)
 
 
-@pytest.mark.parametrize("pretrained", [True, "coco_v1_torchvision"])
-def test_published_weights_are_asked_for_by_name(pretrained, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("pretrained", "refused"),
+    [(True, ValueError), ("coco_v1_torchvision", FileNotFoundError)],
+)
+def test_published_weights_are_asked_for_by_name(pretrained, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("NLZOO_CACHE", str(tmp_path))
     monkeypatch.setenv("NLZOO_OFFLINE", "1")
     file = r"mask_rcnn_resnet50_fpn_v2\.coco_v1_torchvision\.pth .*mask.*coco-73cbd019\.pth"
     with pytest.raises(FileNotFoundError, match=file):
         create_model("mask_rcnn_resnet50_fpn_v2_nl1", pretrained=pretrained)
-    with pytest.raises((ValueError, FileNotFoundError), match=r"no published weights (for|of)"):
+    with pytest.raises(refused, match="no published weights"):
         create_model("mask_rcnn_resnet101_fpn", pretrained=pretrained)
 
 
@@ -206,6 +209,67 @@ def test_a_published_row_is_a_network(entry):
     assert COCO[model.preprocessing.category_ids[0]] == "person"
     for key in ("mean", "std", "frames", "task", "test_size", "test_crop", "category_ids"):
         assert getattr(model.preprocessing, key) == getattr(entry.preprocessing(), key)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Files of rows, with weights from nothing."""
+    made = {}
+    for row in ("mask_rcnn_resnet50_fpn.coco_v1", "keypoint_rcnn_resnet50_fpn.coco_legacy"):
+        torch.manual_seed(0)
+        name = f"{row}_torchvision"
+        made[name] = tmp_path_factory.mktemp("files") / "w.pth"
+        torch.save(create_model(name).state_dict(), made[name])
+    return made
+
+
+@pytest.fixture
+def fetched(published, monkeypatch):
+    monkeypatch.setattr("nlzoo.sources.fetch_entry", lambda entry: published[entry.name])
+    return published
+
+
+MASK = "mask_rcnn_resnet50_fpn.coco_v1_torchvision"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (MASK, {}),
+        ("mask_rcnn_resnet50_fpn_nl1", {}),
+        ("mask_rcnn_resnet50_fpn", {"non_local": "nl1"}),
+        (MASK, {"non_local": {"places": "layer3:4"}}),
+    ],
+)
+def test_published_weights_are_loaded(name, options, fetched, recwarn):
+    model = create_model(name, pretrained=True, **options)
+    state = torch.load(fetched[MASK], weights_only=True)
+    assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in state.items())
+    assert len(blocks(model)) == (name != MASK or bool(options))
+    fresh = [w for w in recwarn if "no non-local blocks: they start fresh" in str(w.message)]
+    assert [w.filename for w in fresh] == [__file__] * len(blocks(model))
+    assert (len(model.preprocessing.classes), model.preprocessing.classes[17]) == (90, "dog")
+    assert {m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)} == {0.0}
+
+
+def test_published_weights_for_other_classes(fetched):
+    with pytest.warns(UserWarning, match="the classifier starts fresh"):
+        model = create_model("mask_rcnn_resnet50_fpn", pretrained=True, num_classes=5)
+    assert model.num_classes == 5
+    assert (model.preprocessing.classes, model.preprocessing.category_ids) == ((), ())
+
+
+def test_the_older_file_of_keypoints_has_its_own_eps(fetched):
+    tag = "coco_legacy_torchvision"
+    model = create_model("keypoint_rcnn_resnet50_fpn_nl4head", pretrained=tag)
+    assert {m.eps for m in model.modules() if isinstance(m, FrozenBatchNorm2d)} == {1e-5}
+    assert model.preprocessing.classes == ("person",)
+
+
+def test_a_file_has_its_own_classes_whatever_its_row_has(tmp_path):
+    torch.save(create_model("mask_rcnn_resnet50_fpn", num_classes=3).state_dict(), tmp_path / "w")
+    model = create_model(MASK, pretrained=tmp_path / "w")
+    assert (model.num_classes, model.preprocessing.classes) == (3, ())
 
 
 def test_a_backbone_alone(tmp_path):
@@ -292,6 +356,9 @@ def test_names():
         ("mask_rcnn_resnet18_fpn", {"widht": 3}, "model argument 'widht'"),
         ("mask_rcnn_resnet18_fpn", {"norm": "froze"}, "model argument norm 'froze'; did you mean"),
         ("mask_rcnn_resnet18_fpn", {"trainable": "3"}, "trainable = '3': expected int"),
+        ("mask_rcnn_resnet18_fpn", {"num_classes": 0}, "num_classes = 0: expected a whole number"),
+        ("mask_rcnn_resnet18_fpn", {"trainable": 6}, "trainable = 6: expected 0 to 5"),
+        ("mask_rcnn_resnet18_fpn_nl1", {"non_local": ""}, 'name places, as in "before_last:3"'),
         ("mask_rcnn_resnet18_fpn", {"rcnn": {"rpn_nms": 1}}, "unknown option of rcnn .rpn_nms."),
         ("mask_rcnn_resnet18_fpn", {"rcnn": {"rpn_nms_thresh": "1"}}, "give all of it"),
         ("mask_rcnn_resnet18_fpn", {"non_local": "nl4head"}, "no keypoint head"),

@@ -59,8 +59,10 @@ def test_names_and_tags(mirror, name, pretrained):
 
 
 def test_a_licence_that_is_not_for_commerce_is_said(mirror):
-    with pytest.warns(UserWarning, match="i3d_r50_nl5.k400_32x2_official: licence CC-BY-NC-4.0"):
+    licence = "i3d_r50_nl5.k400_32x2_official: licence CC-BY-NC-4.0"
+    with pytest.warns(UserWarning, match=licence) as told:
         create_model(OFFICIAL, pretrained=True, width=8)
+    assert told[0].filename == __file__
 
 
 def test_other_classes_start_a_fresh_classifier(mirror):
@@ -96,6 +98,18 @@ def test_charades_from_kinetics(mirror):
     assert model.spec["arch"]["geometry"] == "lfb"
     assert model.get_submodule("res3.1.non_local").groups == 4
     assert (model.preprocessing.frames, len(model.preprocessing.classes)) == (32, 157)
+
+
+def test_a_row_from_photographs(tmp_path):
+    """The row says what the network is, the file how its blocks are."""
+    images = create_model("resnet50_nl5", num_classes=3, non_local={"scale": 0.5})
+    save_model(images, path := tmp_path / "images.safetensors")
+    model = create_model("i3d_r50_nl5.k400_8x8_pyslowfast", pretrained=path)
+    assert model.spec["arch"]["geometry"] == "slowfast"
+    assert (model.num_classes, model.preprocessing.frames) == (400, 8)
+    assert model.get_submodule("res3.1.non_local").scale == 0.5
+    theirs = images.get_submodule("layer2.1.non_local.theta").weight
+    assert torch.equal(model.get_submodule("res3.1.non_local.theta").weight, theirs.unsqueeze(2))
 
 
 def test_input_is_scaled_as_the_weights_want_it(tmp_path):

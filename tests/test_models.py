@@ -138,6 +138,9 @@ def test_wildcards(pattern: str, names: list[str]) -> None:
         ({"name": "qqq"}, "unknown model 'qqq'; there are c2d_r18"),
         ({"widht": 8}, "unknown model argument 'widht'; did you mean 'width'"),
         ({"kind": "c2d"}, "unknown model argument 'kind'"),
+        ({"num_clases": 4}, "unknown model argument 'num_clases'; did you mean 'num_classes'"),
+        ({"num_classes": -1}, "num_classes = -1: expected a whole number from 0"),
+        ({"num_classes": "400"}, "num_classes = '400': expected a whole number from 0"),
         ({"geometry": "16x4"}, "unknown geometry '16x4'; there are paper, 32x2"),
         ({"non_local": "ers3:1"}, "no place 'ers3'; did you mean 'res3'"),
         ({"non_local": "res3:1,4"}, "'res3:4' does not exist: 'res3' has blocks 0 to 1"),
@@ -227,6 +230,8 @@ def test_blocks_of_an_image_network_start_those_of_clips(tmp_path: Path) -> None
     assert torch.equal(block.theta.weight, theta.unsqueeze(2))
     with pytest.raises(ValueError, match=r"2D twin of this network: res4.0.non_local.g.bias"):
         create_model("i3d_r18", pretrained=path)
+    with pytest.raises(ValueError, match=r"is of resnet18_nl1, whose weights resnet20_cifar10 can"):
+        create_model("resnet20_cifar10", pretrained=path)
 
 
 def checkpoint(path: Any, **options: Any) -> Classification:
@@ -292,6 +297,10 @@ def test_what_is_not_given_is_as_it_was_trained(tmp_path: Any) -> None:
         assert model.spec["arch"] == {"width": 8, "geometry": "8x8"}
         with torch.no_grad():
             assert torch.equal(model.eval()(clip()), task.model(clip()))
+    other = {"form": "embedded_gaussian"}
+    with pytest.warns(UserWarning, match="blocks were trained with form dot_product") as told:
+        create_model("i3d_r18_nl5", pretrained=tmp_path / "first.ckpt", non_local=other)
+    assert told[0].filename == __file__  # where it was called
 
 
 def test_weights_without_their_classifier(tmp_path: Any) -> None:

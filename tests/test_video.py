@@ -314,7 +314,7 @@ def test_preprocessing_follows_the_geometry_unless_given():
     assert tiny(geometry="8x8").preprocessing.frames == 8
     assert VideoResNet("c2d", 18, width=8).preprocessing.stride == 2
     own = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), frames=4)
-    model = tiny(preprocessing=own)
+    model = create_model("c2d_r18", width=8, preprocessing=own)
     assert model.preprocessing is own
     full = torch.full((1, 3, 1, 1, 1), 255, dtype=torch.uint8)
     assert model.normalize(full).unique().tolist() == pytest.approx([1.0])

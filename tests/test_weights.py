@@ -16,9 +16,13 @@ from torch import Tensor
 from nlzoo.models import create_model
 from nlzoo.networks.video import VideoResNet
 from nlzoo.weights.hosts import recognise_host, rename_host
-from nlzoo.weights.load import WeightFile, check_fits, load_into, read_weights
+from nlzoo.weights.load import WeightFile, check_fits, fit_to, read_weights
 from nlzoo.weights.read import read_checkpoint
 from nlzoo.weights.recognise import CONTAINERS
+
+
+def load_into(model, weights, **fresh):
+    model.load_state_dict(fit_to(model, weights, **fresh), strict=False)
 
 
 def tiny(name: str = "i3d_r18_nl1", num_classes: int = 5, **arch: Any) -> VideoResNet:

@@ -6,7 +6,6 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from nlzoo.data.layouts import Row, plain
 from nlzoo.files import read_text
+from nlzoo.names import class_list
 
 MOST = 100_000  # classes that numbers alone may stand for; above, it is a typing error
 BUILT_IN = ("kinetics400", "kinetics600", "kinetics700", "charades")
@@ -80,8 +80,7 @@ def _check_same(given: str, names: Sequence[str], own: Path, beside: Sequence[st
 
 def _named_list(root: Path, classes: str) -> list[str]:
     if classes in BUILT_IN:
-        text = (resources.files("nlzoo.data") / "labels" / f"{classes}.txt").read_text()
-        return text.splitlines()
+        return class_list(classes)
     for file in (root / classes, Path(classes)):
         if file.is_file():
             return _class_file(file)

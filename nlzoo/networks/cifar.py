@@ -54,7 +54,6 @@ class CifarResNet(Network):
         depth: int,
         width: int = 16,
         num_classes: int = 10,
-        preprocessing: Preprocessing | None = None,
     ) -> None:
         """Build and initialise it (MSRA).
 
@@ -62,9 +61,8 @@ class CifarResNet(Network):
             depth: 6 n + 2, for n residual blocks a stage.
             width: channels of conv1; 16 as published.
             num_classes: outputs.
-            preprocessing: by default that of the published weights.
         """
-        super().__init__(preprocessing or PUBLISHED)
+        super().__init__(PUBLISHED)
         self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         blocks = (depth - 2) // 6

@@ -111,9 +111,7 @@ def detector(
     """
     batch = norm == "batch" or (version == 2 and not norm)
     body = _body(name, pretrained, batch, eps)
-    for key, parameter in body.named_parameters():
-        trains = key.startswith(STAGES[:trainable]) or (trainable > 4 and key.startswith("bn1"))
-        parameter.requires_grad_(trains)
+    _freeze(body, trainable)
     norms = nn.BatchNorm2d if version == 2 else None
     pyramid = PyramidBackbone(body, channels, norms)
     pool = partial(MultiScaleRoIAlign, LEVELS, sampling_ratio=2, canonical_scale=canonical)
@@ -156,6 +154,14 @@ def _body(name: str, pretrained: bool, batch: bool, eps: float) -> nn.Module:
         name, pretrained=pretrained, features_only=True, out_indices=(1, 2, 3, 4), **options
     )
     return made
+
+
+def _freeze(body: nn.Module, trainable: int) -> None:
+    if not 0 <= trainable <= len(STAGES):
+        raise ValueError(f"trainable = {trainable}: expected 0 to {len(STAGES)} stages")
+    for name, parameter in body.named_parameters():
+        trains = name.startswith(STAGES[:trainable]) or (trainable > 4 and name.startswith("bn1"))
+        parameter.requires_grad_(trains)
 
 
 def _head(

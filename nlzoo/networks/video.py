@@ -97,7 +97,6 @@ class VideoResNet(Network):
         num_classes: int = 400,
         zero_init_residual: bool = True,
         head: str = "",
-        preprocessing: Preprocessing | None = None,
     ) -> None:
         """Build and initialise it (MSRA, fc N(0, 0.01), as released).
 
@@ -110,7 +109,6 @@ class VideoResNet(Network):
             num_classes: outputs.
             zero_init_residual: start the last norm of each residual branch at gamma 0.
             head: what a score at test is, softmax, logits or map; by default the geometry's.
-            preprocessing: by default the released one with the geometry's frames and stride.
 
         Raises:
             ValueError: unknown kind, depth, geometry or head.
@@ -119,7 +117,7 @@ class VideoResNet(Network):
         shape = GEOMETRIES[geometry]
         if head:
             check_choice("head", head, HEADS)
-        super().__init__(preprocessing or Preprocessing(frames=shape.frames, stride=shape.stride))
+        super().__init__(Preprocessing(frames=shape.frames, stride=shape.stride))
         self.num_features = self._build(kind, depth, shape, width)
         self.head = Head(dropout, head or shape.head)
         _init(self, zero_init_residual)

@@ -135,11 +135,6 @@ def spec_of(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return {**spec, "model": {"arch": {}, "non_local": None, **model}}
 
 
-def load_into(model: Network, weights: WeightFile, **fresh: bool) -> None:
-    """Load what `fit_to` gives; raises as it does."""
-    model.load_state_dict(fit_to(model, weights, **fresh), strict=False)
-
-
 def fit_to(
     model: Network, weights: WeightFile, fresh_head: bool = False, fresh_blocks: bool = False
 ) -> dict[str, Tensor]:
@@ -163,12 +158,12 @@ def fit_to(
         warnings.warn(f"{weights.path}: the classifier starts fresh", FreshHead, stacklevel=4)
         state, wanted = _without(state, fresh), _without(wanted, fresh)
     if fresh_blocks:
-        wanted = without_blocks(state, wanted, weights.path)
+        wanted = _without_blocks(state, wanted, weights.path)
     check_fits(state, wanted, weights.path, weights.names)
     return state
 
 
-def without_blocks(
+def _without_blocks(
     state: Mapping[str, Tensor], wanted: dict[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
     """What a model wants of a file that has no blocks: none; that they start fresh is a warning."""

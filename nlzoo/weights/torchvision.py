@@ -7,15 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 
+from nlzoo.names import class_list
 from nlzoo.weights.load import WeightFile
 
-COCO = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # rows of its classifiers
-OF_CLASSES = re.compile(
-    r"roi_heads\.(box_predictor|mask_predictor\.mask_fcn_logits|keypoint_predictor)\."
-)
-FACTS = ("classes", "category_ids", "keypoints", "skeleton", "sigmas")  # of the data
+COCO = ["__background__", *class_list("coco")]  # rows of its classifiers
+OF_CLASSES = re.compile(r"roi_heads\.(box_predictor|mask_predictor\.mask_fcn_logits)\.")
 BODY = "backbone.body."
 RENAMED = (  # what files have from before torchvision 0.13, and it renames itself
     (r"(backbone\.fpn\.\w+_blocks\.\d+)\.(weight|bias)", r"\1.0.\2"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nlzoo.names import nearest
+from nlzoo.names import class_list, nearest
 from nlzoo.preprocessing import Preprocessing
 from nlzoo.weights.recognise import Architecture
 
@@ -94,7 +94,7 @@ class Entry:
         """What the network was trained on."""
         frames, _, stride = self.clip.partition("x")
         sizes = [int(number) for number in re.findall(r"\d+", self.crop)]
-        classes = self._class_names()
+        classes = tuple(class_list(self.labels)) if self.labels else ()
         many, coco = self.dataset == "Charades", self.dataset == "COCO"
         return Preprocessing(
             mean=_three(self.mean),
@@ -112,12 +112,6 @@ class Entry:
             task="detection" if coco else "classification",
             category_ids=tuple(range(1, len(classes) + 1)) if coco else (),
         )
-
-    def _class_names(self) -> tuple[str, ...]:
-        if not self.labels:
-            return ()
-        file = resources.files("nlzoo.data") / "labels" / f"{self.labels}.txt"
-        return tuple(file.read_text("utf-8").splitlines())[: int(self.classes)]
 
 
 @cache
@@ -169,7 +163,7 @@ def fetch_entry(entry: Entry) -> Path:
         raise ValueError(f"{entry.name} has no file to download: {entry.reason or entry.note}")
     if not entry.is_commercial:
         licence = f"{entry.licence}, not for commercial use" if entry.licence else "unknown"
-        warnings.warn(f"{entry.name}: licence {licence}", stacklevel=3)
+        warnings.warn(f"{entry.name}: licence {licence}", stacklevel=4)
     return fetch(entry.url, entry.file, digest=entry.hash)
 
 
