@@ -31,14 +31,15 @@ def create_model(
 
     Args:
         name: one of `list_models()`, or of `list_models(pretrained=True)`: a network as its
-            published weights want it. Or any name of timm's behind "timm/", as it is; "c2d/", for
-            clips, frame by frame; "tsm/", the same with temporal shifts.
+            published weights want it (without them where `pretrained` is False). Or any name of
+            timm's behind "timm/", as it is; "c2d/", for clips, frame by frame; "tsm/", the same
+            with temporal shifts.
         pretrained: True downloads the name's published weights, a tag ("k400_32x2_official") those
             of another row; "timm/NAME" ImageNet weights, which a ResNet for videos inflates; a
             path loads a checkpoint of `nlzoo.fit` (of images, too: inflated, with its blocks), or a
             file of another implementation. What is not given below is as it was trained.
-        num_classes: by default those of the weights, or 400 (CIFAR: 10, timm: 1000). Where the
-            weights have another number, the classifier starts fresh.
+        num_classes: by default those of the weights, or 400 (CIFAR: 10, timm: 1000, detectors:
+            90). Where the weights have another number, the classifier starts fresh.
         non_local: places of the blocks in place of the name's own ("res3:1,3 res4:1,3,5"), or a
             dict with `places` (by default the name's) and arguments of `NonLocalBlock`; a stage's
             own are a dict under its name, {"res3": {"groups": 4}}. In networks of timm's also

@@ -49,8 +49,8 @@ class Detection(Training):
 
         Args:
             model: a name of `nlzoo.list_models("*rcnn*")`.
-            pretrained: true for torchvision's weights of COCO; `timm/NAME` for a backbone from
-                ImageNet; a file of either; false: none.
+            pretrained: true or a tag for torchvision's weights of COCO; `timm/NAME` for a backbone
+                from ImageNet; a file of either; false: none.
             non_local: arguments of the blocks (form, places, subsample, key_mask, norm, ...).
             arch: arguments of the network (norm, trainable, min_size, rcnn, ...), see
                 `nlzoo.networks.detection.detector`.
