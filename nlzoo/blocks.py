@@ -28,10 +28,6 @@ def _max_pool1d(x: Tensor, kernel: Sequence[int]) -> Tensor:
 
 POOLS: dict[int, Callable[..., Tensor]] = {1: _max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
-# At 512 channels the released 0.01. With 1, maps of large values, as those of EfficientNet without
-# a norm at the end of its blocks, begin with all weight on one key, which passes no gradient.
-QUIET = 0.25
-
 
 class NonLocalBlock(nn.Module):
     """x + norm(W_z y), y_i = (1 / C(x)) sum_j f(x_i, x_j) g(x_j); any input size, shape kept.
@@ -41,8 +37,7 @@ class NonLocalBlock(nn.Module):
     the released code behind the published numbers: softmax of logits scaled by inner ** -0.5,
     biases, pooling (where asked for) before phi and g, batch norm after W_z with gamma 0. The
     paper's literal text is two arguments away: `scale=1.0, subsample_first=False`. Weights start
-    from a normal distribution of variance 1 / fan-in, biases from 0; theta and phi of the embedded
-    Gaussian from `QUIET` times its deviation.
+    from a normal distribution of variance 1 / fan-in, biases from 0.
 
     Args:
         channels: C, of input and output.
@@ -113,11 +108,9 @@ class NonLocalBlock(nn.Module):
 
     def reset_parameters(self) -> None:
         """Start again, from new random weights."""
-        for name, conv in self.named_children():
+        for conv in self.children():
             if isinstance(conv, Conv):
-                quiet = self.form == "embedded_gaussian" and name in ("theta", "phi")
-                gain = QUIET if quiet else 1.0
-                nn.init.normal_(conv.weight, std=gain * conv.in_channels**-0.5)
+                nn.init.normal_(conv.weight, std=conv.in_channels**-0.5)
                 if conv.bias is not None:
                     nn.init.zeros_(conv.bias)
         if self.form == "concatenation":
