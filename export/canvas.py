@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import keypointrcnn_inference
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from nlzoo.preprocessing import Preprocessing
+from nlzoo.preprocessing import Preprocessing, canvas_side
 
 Sizes = list[tuple[int, int]]  # height and width
 
@@ -44,9 +44,11 @@ class Canvas:
             image, _ = self.transform.resize(image)
             height, width = image.shape[1:]
             if height > self.sides[0] or width > self.sides[1]:
+                least = map(canvas_side, map(max, self.sides, (height, width)))
                 raise ValueError(
                     f"an image becomes {height} x {width} pixels, which does not fit on the "
-                    f"canvas of {self.sides[0]} x {self.sides[1]}: export another, by --shape"
+                    f"canvas of {self.sides[0]} x {self.sides[1]}: export one that takes it, "
+                    f"--shape {self.batch},3,{','.join(map(str, least))}"
                 )
             place[:, :height, :width] = image
             sizes.append((height, width))

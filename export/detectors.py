@@ -11,6 +11,7 @@ from nlzoo.export.runtime import Runner
 from nlzoo.export.spec import Spec
 from nlzoo.export.writer import write_onnx
 from nlzoo.files import whole_file
+from nlzoo.preprocessing import canvas_side
 
 
 def export_detector(
@@ -50,6 +51,13 @@ def check_wishes(spec: Spec, dynamic: Sequence[str], layout: str, islands: bool)
         raise ValueError(
             f"{spec.model}: {', '.join(free)} of a detector's canvas cannot be free: "
             f"leave --dynamic out, and give --shape {','.join(map(str, spec.shape))} or another"
+        )
+    pre, (height, width) = spec.preprocessing, spec.shape[2:]
+    if pre and max(height, width) < pre.test_size:
+        shape = f"{spec.shape[0]},3,{canvas_side(pre.test_size)},{canvas_side(pre.test_crop)}"
+        raise ValueError(
+            f"no image fits on a canvas of {height} x {width} pixels: their short side becomes "
+            f"{pre.test_size}; give --shape {shape}"
         )
     if layout != "frames" or not islands:
         raise ValueError(f"{spec.model} is a detector: leave layout and islands as they are")

@@ -66,7 +66,7 @@ def refuse(argv: Sequence[str]) -> None:
 
 def complete(argv: Sequence[str]) -> None:
     """Print what makes a shell complete the words of all programs."""
-    from nlzoo.cli import recipe_names, shorten_help
+    from nlzoo.cli import recipe_keys, recipe_names, shorten_help
 
     given = parse_options(completion_parser(), argv[1:])
     parser = make_parser("nlzoo", "")
@@ -79,6 +79,8 @@ def complete(argv: Sequence[str]) -> None:
         else:
             made = programs.add_subcommand(name, program.parser())
             shorten_help(made)
+            for key in recipe_keys() if name in ("fit", "evaluate") else ():
+                made.add_argument(f"--{key}")
         for action in made._actions:
             if action.dest == "recipe":
                 words = dict.fromkeys(COMPLETE_RECIPE, "_nlzoo_recipe")
@@ -91,7 +93,7 @@ def complete(argv: Sequence[str]) -> None:
 def completion_parser() -> ArgumentParser:
     """Which shell."""
     about = "Print what makes a shell complete the words of all programs."
-    made = make_parser("nlzoo completion", about, 'eval "$(nlzoo completion bash)"')
+    made = make_parser("nlzoo completion", about, "nlzoo completion bash")
     made.add_argument("shell", choices=list(COMPLETE_RECIPE), help="bash or zsh")
     return made
 

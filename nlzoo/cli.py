@@ -72,6 +72,17 @@ def recipe_names() -> list[str]:
     return sorted(name.removesuffix(".yaml") for name in names)
 
 
+def recipe_keys() -> list[str]:
+    """What a recipe may say of task and data: `task.lr`, ..."""
+    sections = {"task": (Classification, Detection), "data": (Kinetics, Charades, Images, Coco)}
+    return [
+        f"{section}.{key}"
+        for section, classes in sections.items()
+        for key in dict.fromkeys(k for c in classes for k in inspect.signature(c).parameters)
+        if key not in GIVEN
+    ]
+
+
 def read_recipe(name: str) -> dict[str, Any]:
     """A recipe by its path, or by the name of an installed one.
 
@@ -148,7 +159,7 @@ def shorten_help(parser: ArgumentParser) -> None:
             action.help, action.metavar = SHOWN.get(action.dest, argparse.SUPPRESS), "VALUE"
         elif action.dest == "print_config":
             action.help = "print the effective recipe"
-    parser._actions = [a for a in parser._actions if a.help is not argparse.SUPPRESS]
+    parser._actions[:] = [a for a in parser._actions if a.help is not argparse.SUPPRESS]
     for group, (title, about) in zip(parser._action_groups[2:], GROUPS.items(), strict=False):
         group.title, group.description = title, about
 
@@ -184,9 +195,7 @@ def parse(
             raise ValueError(f"unknown key {meant[0]!r}; did you mean '--recipe'?")
         raise ValueError(f"no recipe: --recipe NAME, one of {', '.join(recipe_names())}")
     given = ["--recipe", json.dumps(merged), *rest] if merged else rest
-    classes = (Classification, Detection, Kinetics, Charades, Images, Coco)
-    keys = [key for c in classes for key in inspect.signature(c).parameters]
-    config = parse_options(parser, given, keys)
+    config = parse_options(parser, given, [key.partition(".")[2] for key in recipe_keys()])
     if not config.run and base is None:
         config.run = f"runs/{Path(names[0]).stem}{'-sample' if config.sample else ''}"
     return config

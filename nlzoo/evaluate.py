@@ -38,7 +38,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         task, data, trainer = build(config)
     except FreshHead as error:
-        raise ValueError(f"{error}: the weights have other classes than the data") from error
+        raise ValueError(
+            f"{error}, and the weights have others: give --data of those that they were trained on"
+        ) from error
     if trained_here:
         check_fits(stored["state_dict"], task.state_dict(), checkpoint)
         task.load_state_dict(stored["state_dict"])

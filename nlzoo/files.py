@@ -18,8 +18,9 @@ class Packed(Protocol):
 
 
 def cache_folder() -> Path:
-    """Where nlzoo keeps what it makes or fetches: $NLZOO_CACHE, or ~/.cache/nlzoo."""
-    return Path(os.environ.get("NLZOO_CACHE") or "~/.cache/nlzoo").expanduser()
+    """Where nlzoo keeps what it makes or fetches: $NLZOO_CACHE, or nlzoo in the user's cache."""
+    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("NLZOO_CACHE") or f"{users}/nlzoo").expanduser()
 
 
 def offline() -> bool:

@@ -143,8 +143,20 @@ def parse_options(
         said = parser_message(str(error), [*known, *keys])
         if programs and not argv:
             said = f"missing: PROGRAM, one of {', '.join(programs)}"
-        choices = next((a.choices for a in asked._actions if said == f"missing: {a.dest}"), None)
-        raise ValueError(f"{said}, one of {', '.join(choices)}" if choices else said) from error
+        elif said.startswith("missing: "):
+            said = _missing(said.removeprefix("missing: ").split(", "), asked)
+        raise ValueError(said) from error
+
+
+def _missing(names: Sequence[str], parser: ArgumentParser) -> str:
+    """Options with their dashes, words in capitals, and what they may be."""
+    words = []
+    for name in names:
+        action = next((a for a in parser._actions if a.dest == name), None)
+        options = action.option_strings if action else []
+        among = f", one of {', '.join(action.choices)}" if action and action.choices else ""
+        words.append(f"{options[-1] if options else name.upper()}{among}")
+    return f"missing: {', '.join(words)}; --help has an example"
 
 
 def numbers(option: str, text: str, separator: str = ",") -> list[int]:

@@ -244,7 +244,9 @@ def test_a_runner_is_called_like_the_network(tmp_path):
 
 def test_what_does_not_fit_on_a_canvas():
     pre = detector("faster_rcnn_resnet18_fpn").preprocessing
-    with pytest.raises(ValueError, match=r"becomes 190 x 95 pixels, which does not fit on .*160"):
+    with pytest.raises(
+        ValueError, match=r"190 x 95 pixels, .* of 160 x 192: .*--shape 1,3,192,192"
+    ):
         Canvas(pre, (1, 3, *FULL)).put([torch.zeros(3, 100, 50)])
     with pytest.raises(ValueError, match="2 images at once: the file takes 1"):
         Canvas(pre, (1, 3, *FULL)).put([torch.zeros(3, 9, 9)] * 2)
@@ -256,7 +258,11 @@ def test_what_does_not_fit_on_a_canvas():
     ("options", "message"),
     [
         ({"dynamic": ["height"]}, "height of a detector's canvas cannot be free"),
-        ({"shape": (1, 3, 100, 128)}, "a canvas of 100 x 128 pixels: give multiples of 32"),
+        ({"shape": (1, 3, 100, 180)}, "a canvas of 100 x 180 pixels: give multiples of 32"),
+        (
+            {"shape": (1, 3, 64, 32)},
+            "no image fits on a canvas of 64 x 32 .*; give --shape 1,3,160,192",
+        ),
         ({"shape": (3, 128, 128)}, r"give \(batch, 3, height, width\)"),
         ({"layout": "clip"}, "is a detector: leave layout and islands as they are"),
     ],

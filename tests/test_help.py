@@ -121,8 +121,12 @@ def test_unknown_subcommands_name_the_nearest(name):
 
 
 def test_a_missing_word_is_named_with_its_choices():
-    with pytest.raises(ValueError, match="missing: shell, one of bash, zsh"):
+    with pytest.raises(ValueError, match="missing: SHELL, one of bash, zsh; --help has an example"):
         program.parse_options(nlzoo.completion_parser(), [])
+    with pytest.raises(ValueError, match="missing: FILES, --checkpoint; --help has an example"):
+        parsed(("predict",), [])
+    with pytest.raises(ValueError, match="missing: --output; --help has an example"):
+        parsed(("export", "onnx"), ["m.ckpt"])
 
 
 def script(shell, path, capsys):
@@ -148,6 +152,8 @@ def test_bash_completes_every_program(tmp_path, capsys, help_of):
     assert words(file, "nlzoo", "completion", "z") == ["zsh"]
     assert words(file, "nlzoo", "fit", "--recipe", "i3d_nl_k")[0] == "i3d_nl_kinetics"
     assert str(file) in words(file, "nlzoo", "evaluate", "--recipe", str(file)[:-2])
+    assert words(file, "nlzoo", "fit", "--task.lay") == ["--task.layer_decay"]
+    assert "--data.batch_size" in words(file, "nlzoo", "evaluate", "--data.b")
     for command in COMMANDS:
         listed = {*OPTION.findall(help_of(command))}
         assert listed <= {*words(file, "nlzoo", *command, "--")}, command

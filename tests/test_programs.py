@@ -247,7 +247,7 @@ def test_predict_draws_where_a_position_looks(run, report, tmp_path, capsys):
     predict.main([*argv, "--look", str(tmp_path / "look.png"), "--at", "5,20,10"])
     out = capsys.readouterr().out
     assert any(name in out for name in CLASSES)
-    assert "look.png: where 5,20,10 looks" in out
+    assert "look.png: where frame 5, x 20, y 10 looks" in out
     assert Image.open(tmp_path / "look.png").size[0] > 200
 
 

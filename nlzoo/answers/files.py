@@ -29,8 +29,10 @@ def find_all(given: Sequence[str], images: bool) -> list[Any]:
 
     Raises:
         FileNotFoundError: nothing in any of them.
-        ValueError: one is of the other kind, by its suffix.
+        ValueError: one is of the other kind, by its suffix, or has no name.
     """
+    if "" in given:
+        raise ValueError("an empty path, as of a variable that is not set: name files or folders")
     wants, other = ("sees images", "a video") if images else ("watches videos", "an image")
     others = VIDEO_SUFFIXES - SUFFIXES if images else {".tar", *SUFFIXES} - VIDEO_SUFFIXES
     for path in map(Path, given):
@@ -145,7 +147,7 @@ def show(answers: Sequence[Answer]) -> None:
     console.print(table)
     for one in answers:
         if "damage" in one:
-            console.print(one["damage"])
+            console.print(f"{one['file']}: {one['damage']}")
         if at := one.get("look"):
-            where = ",".join(str(at[key]) for key in ("frame", "x", "y") if key in at)
-            console.print(f"{at['picture']}: where {where} looks")
+            where = ", ".join(f"{key} {at[key]}" for key in ("frame", "x", "y") if key in at)
+            console.print(f"{at['picture']}: where {where} looks (--at for another)")

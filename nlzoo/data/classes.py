@@ -72,7 +72,10 @@ def read_classes(root: Path, classes: str | Sequence[str], rows: Sequence[Row]) 
 def _check_same(given: str, names: Sequence[str], own: Path, beside: Sequence[str]) -> None:
     """Numbers in lists would mean other classes."""
     if len(beside) != len(names):
-        raise ValueError(f"{given} has {len(names)} classes, {own} has {len(beside)}")
+        raise ValueError(
+            f"{given} has {len(names)} classes, {names[0]!r} and so on, {own} has {len(beside)}, "
+            f"{beside[0]!r} and so on: a checkpoint goes with the classes it was trained on"
+        )
     for i, (name, other) in enumerate(zip(names, beside, strict=True)):
         if plain(name) != plain(other):
             raise ValueError(f"class {i} is {name!r} in {given}, but {other!r} in {own}")

@@ -25,6 +25,7 @@ from nlzoo.data.decode import VIDEO_SUFFIXES, VideoFile
 from nlzoo.data.encode import encode
 from nlzoo.data.layouts import SUFFIXES, Files
 from nlzoo.files import read_text, write_whole
+from nlzoo.names import counted
 from nlzoo.preprocessing import Unreadable
 from nlzoo.program import make_parser, parse_options, run
 
@@ -201,8 +202,11 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(130)
     for path, reason in sorted(bad.items()):
         sys.stderr.write(f"{path}: {reason}\n")
+    there = sum(1 for _ in given.dest.rglob("*.mp4"))
+    sys.stdout.write(f"{counted(there, 'video')} in {given.dest}\n")
     if bad:
-        sys.stderr.write(f"{len(bad)} bad files, listed in {given.dest / 'bad_files.txt'}\n")
+        listed = given.dest / "bad_files.txt"
+        sys.stderr.write(f"{counted(len(bad), 'bad file')}, listed in {listed}\n")
         sys.exit(1)
 
 

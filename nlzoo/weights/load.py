@@ -155,7 +155,8 @@ def fit_to(
     if not model.num_classes:
         state = _without(state, heads_of(model))
     elif fresh_head and (fresh := [h for h in heads_of(model) if _is_other(state, wanted, h)]):
-        warnings.warn(f"{weights.path}: the classifier starts fresh", FreshHead, stacklevel=4)
+        told = f"{weights.path}: the classifier starts fresh, for {model.num_classes} classes"
+        warnings.warn(told, FreshHead, stacklevel=4)
         state, wanted = _without(state, fresh), _without(wanted, fresh)
     if fresh_blocks:
         wanted = _without_blocks(state, wanted, weights.path)

@@ -64,10 +64,10 @@ def transfer(source: str | Path, part: Path, digest: str, tick: Callable[..., ob
             pause = _pause(error, failures)
             if failures >= ATTEMPTS or pause > LONGEST:
                 when = f"in {pause:.0f} s" if pause > LONGEST else "later"
+                more = f", it continues after {length} bytes" if length else ""
                 raise ConnectionError(
-                    f"{source}: {_cause(error)}: try again {when}, it continues after {length} "
-                    "bytes"
-                ) from error
+                    f"{source}: {_cause(error)}: try again {when}{more}"
+                ) from None  # whose causes are the same thing four times
             time.sleep(pause)
         except requests.RequestException as error:  # such as a redirect to another scheme
             raise ValueError(f"{source} cannot be followed: {error}: {ELSEWHERE}") from error

@@ -21,6 +21,7 @@ def _warning(action: str) -> Rule:
     return Rule(action, error=False)
 
 
+_OR = "or drop them: --lenient, or data.check lenient"
 _DROPPED = "left out"
 RULES = {
     "json-missing": Rule("give the JSON file of COCO's instances or person_keypoints"),
@@ -33,14 +34,14 @@ RULES = {
         "number them anew: COCO's code counts one of them only", lenient="numbered anew"
     ),
     "annotation-id-zero": _warning("numbered anew, for COCO's code takes 0 for no match"),
-    "annotation-image-unknown": Rule("remove them, or check leniently", lenient=_DROPPED),
+    "annotation-image-unknown": Rule(f"remove them, {_OR}", lenient=_DROPPED),
     "category-unknown": Rule("add the category, or remove the annotations"),
     "category-duplicate": Rule("give each category a number and a name of its own"),
     "category-empty": Rule("list the categories"),
     "category-mismatch": Rule("use one table of categories"),
-    "image-missing": Rule("name the folder of images, or check leniently", lenient=_DROPPED),
-    "image-unreadable": Rule("mend or remove them, or check leniently", lenient=_DROPPED),
-    "image-truncated": Rule("mend or remove them, or check leniently", lenient=_DROPPED),
+    "image-missing": Rule(f"name the folder of images, {_OR}", lenient=_DROPPED),
+    "image-unreadable": Rule(f"mend or remove them, {_OR}", lenient=_DROPPED),
+    "image-truncated": Rule(f"mend or remove them, {_OR}", lenient=_DROPPED),
     "image-size-mismatch": Rule("annotate the images that are there"),
     "image-size-swapped": Rule(
         "if the upright image was annotated, data.exif true turns images by their tag"
