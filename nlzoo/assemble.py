@@ -1,10 +1,9 @@
 """A network of its parts: trunk, classifier, blocks and weights, each as the others want it."""
 
-import warnings
 from dataclasses import replace
 from functools import partial
 from inspect import Parameter, signature
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 
@@ -19,7 +18,6 @@ from nlzoo.networks.video import VideoResNet
 from nlzoo.preprocessing import FACTS, Preprocessing
 from nlzoo.registry import (
     DETECTORS,
-    IMAGE,
     VIDEO,
     base_of,
     builder_of,
@@ -28,15 +26,11 @@ from nlzoo.registry import (
     places_of,
 )
 from nlzoo.sources import Source, source_of
-from nlzoo.weights.blocks import facts_of
-from nlzoo.weights.hosts import HOSTS
+from nlzoo.trained import Blocks, blocks_over, facts_in, over, trained_as
 from nlzoo.weights.load import WeightFile, fit_to
-from nlzoo.weights.torchvision import of_names, seen_arch, seen_sizes
-from nlzoo.weights.zoo import Entry, like
+from nlzoo.weights.torchvision import of_names, seen_sizes
 
-Blocks = str | dict[str, Any] | None
 # Parameters of builders that a name says, or another argument of `create_model`.
-KINDS = {"clips": VIDEO, "images": IMAGE, "detector": DETECTORS}
 SAID = {
     *("kind", "depth", "name", "version", "args", "options"),
     *("pretrained", "num_classes", "preprocessing"),
@@ -54,11 +48,11 @@ def build(
     name, entry, images = source.name, source.entry, _images(source)
     file = source.file if images is None else None
     _check_classes(name, num_classes)
-    trained = _trained(name, file, entry)
+    trained = trained_as(name, file, entry)
     if images is not None:
-        trained = trained._replace(non_local=_facts(trained.non_local) | _facts_of_images(images))
-    arch = _over(trained.arch, arch, "the weights were trained in")
-    non_local = _blocks_over(name, non_local, trained.non_local)
+        trained = trained._replace(non_local=facts_in(trained.non_local) | _facts_of_images(images))
+    arch = over(trained.arch, arch, "the weights were trained in")
+    non_local = blocks_over(name, non_local, trained.non_local)
     builder = builder_of(name)
     _check_arch(builder, arch)
     if source.timm and images is None:
@@ -96,15 +90,6 @@ def build(
     return model
 
 
-class Trained(NamedTuple):
-    """What weights were trained as, as far as it is known."""
-
-    arch: dict[str, Any]
-    non_local: Blocks = None
-    preprocessing: Preprocessing | None = None
-    num_classes: int | None = None  # of the row
-
-
 def _images(source: Source) -> torch.nn.Module | None:
     """The network of images whose weights a network for clips inflates."""
     if base_of(source.name) not in VIDEO:
@@ -119,76 +104,8 @@ def _images(source: Source) -> torch.nn.Module | None:
 
 def _facts_of_images(images: Any) -> dict[str, Any]:
     """How its blocks are; where they are is the network's for clips."""
-    blocks = _facts(getattr(images, "spec", {}).get("non_local"))
+    blocks = facts_in(getattr(images, "spec", {}).get("non_local"))
     return {key: value for key, value in blocks.items() if key != "places"}
-
-
-def _trained(name: str, file: WeightFile | None, entry: Entry | None) -> Trained:
-    if file and file.spec:
-        return _saved(name, file, entry)
-    if file and file.dialect and entry and not _speaks(file.dialect, entry.dialect):
-        raise ValueError(
-            f"{file.path} has tensors as {file.dialect} names them, and {entry.name} is of "
-            f"{entry.dialect}, with other strides or scales: give create_model({name!r}, ...)"
-        )
-    if file and file.seen and not entry:
-        entry = like(name, file.dialect, file.seen)
-        as_ = f"read as {entry.name}, which it is like" if entry else "of strides that none has yet"
-        warnings.warn(f"{file.path} is {as_}", stacklevel=4)
-    seen = file.seen.arch if file and file.seen else {}
-    if entry is None:
-        return Trained(seen_arch(file.state) if file and name in DETECTORS else seen)
-    blocks = {k: v for k, v in entry.non_local.items() if k != "places" or entry.model == name}
-    if host := HOSTS.get(entry.dialect):
-        blocks = facts_of(host.spoken, blocks.get("form", "embedded_gaussian"), blocks)
-    return Trained(entry.arch | seen, blocks, entry.preprocessing(), entry.num_classes)
-
-
-def _saved(name: str, file: WeightFile, entry: Entry | None) -> Trained:
-    """What a checkpoint says of itself."""
-    model = file.spec["model"]
-    if _kind(model["name"]) != _kind(name):
-        raise ValueError(f"{file.path} is of {model['name']}, whose weights {name} cannot take")
-    arch, blocks = model["arch"] or {}, model["non_local"]
-    if entry and entry.name.startswith(f"{name}.") and arch != entry.arch:
-        raise ValueError(
-            f"{file.path} says of itself that it is {model['name']} with {model['arch']}, and "
-            f"{entry.name} is {entry.arch}: give the model's name alone"
-        )
-    own = places_of(model["name"], None) if is_timm(model["name"]) else ""
-    if own and not places_of(name, blocks):
-        blocks = {**(blocks or {}), "places": own}
-    return Trained(arch, blocks, Preprocessing.from_dict(file.spec["preprocessing"]))
-
-
-def _kind(name: str) -> str:
-    """Whose network it is."""
-    if is_timm(name):
-        return "timm"
-    return next(k for k, names in KINDS.items() if name in names or base_of(name) in names)
-
-
-def _over(
-    trained: dict[str, Any], given: dict[str, Any], were: str, stacklevel: int = 4
-) -> dict[str, Any]:
-    """What is given, over what was trained; says where they differ."""
-    for key in given.keys() & trained.keys() - {"places"}:
-        if given[key] != trained[key]:
-            warnings.warn(f"{key} {given[key]}: {were} {key} {trained[key]}", stacklevel=stacklevel)
-    return trained | given
-
-
-def _blocks_over(name: str, given: Blocks, trained: Blocks) -> Blocks:
-    """The same of blocks, where there are any."""
-    if not trained or not places_of(name, trained if given is None else given):
-        return given
-    if given is None:
-        return trained
-    return _over(_facts(trained), _facts(given), "the blocks were trained with", 5)
-
-
-def _facts(blocks: Blocks) -> dict[str, Any]:
-    return {"places": blocks} if isinstance(blocks, str) else blocks or {}
 
 
 def _check_classes(name: str, num_classes: Any) -> None:
@@ -254,12 +171,6 @@ def _set_preprocessing(
     if seen.classes and len(seen.classes) != model.num_classes:
         seen = replace(seen, classes=())
     set_preprocessing(model, seen)
-
-
-def _speaks(dialect: str, other: str) -> bool:
-    """Whether networks of both are the same: PySlowFast has names of its own for Caffe2's."""
-    twins = ({"caffe2", "slowfast"}, {"tushar", "patykov"})
-    return dialect == other or {dialect, other} in twins
 
 
 def _insert(model: Network, name: str, non_local: Blocks) -> None:

@@ -20,7 +20,7 @@ LAYERS = [
     {"insert", "weights"},
     {"networks"},
     {"registry"},
-    {"sources"},
+    {"sources", "trained"},
     {"assemble"},
     {"models"},
     {"explain"},
