@@ -235,7 +235,7 @@ def test_a_run_follows_mean_average_precision(run):
 def test_a_test_takes_the_highest_score_of_clips_in_the_middle_of_parts(run, marks, capsys):
     checkpoint = str(run / "checkpoints/best.ckpt")
     evaluate.main(["--checkpoint", checkpoint])
-    assert "5 clips x 1 crops, maximum" in capsys.readouterr().out
+    assert "5 clips x 1 crop, maximum" in capsys.readouterr().out
     result = json.loads((run / "evaluation.json").read_text())
     assert (result["files_expected"], result["files_found"]) == (7, 6)
     assert result["files_unreadable"] == 1
@@ -292,7 +292,7 @@ def test_weights_of_other_classes_are_refused(run, marks, tmp_path, capsys):
         "'c006 0 1' is outside the 6 classes, c000 to c005": [
             *("--checkpoint", checkpoint, "--data", str(other), "--data.test", "train")
         ],
-        "the weights have other classes than the data": [
+        "starts fresh, for 6 classes, and the weights have others": [
             *("--checkpoint", str(tmp_path / "five.safetensors"), "--data", str(marks)),
             *("--recipe", "i3d_nl_charades", "--recipe", "_actions_sample"),
             *("--task.model", "i3d_r18_nl1", "--task.arch", '{"width": 8}'),

@@ -108,7 +108,7 @@ def test_networks_of_timm_are_asked_and_looked_at(images, tmp_path, capsys):
     fit.main([argument for argument in argv if argument not in ("--task.arch.width", "4")])
     argv = ["--checkpoint", str(tmp_path / "run/checkpoints/last.ckpt")]
     predict.main([*argv, str(images / "val/same/000003.png"), "--look", str(tmp_path / "x.png")])
-    assert "x.png: where 32,32 looks" in capsys.readouterr().out
+    assert "x.png: where x 32, y 32 looks" in capsys.readouterr().out
 
 
 def test_one_folder_is_tested_on_the_part_that_was_kept(images, tmp_path):
@@ -124,7 +124,7 @@ def test_one_folder_is_tested_on_the_part_that_was_kept(images, tmp_path):
 def test_predict_draws_where_a_position_of_an_image_looks(images, run, tmp_path, capsys):
     argv = ["--checkpoint", str(run / "checkpoints/last.ckpt"), str(images / "val/same/000003.png")]
     predict.main([*argv, "--look", str(tmp_path / "look.png"), "--at", "5,20"])
-    assert "look.png: where 5,20 looks" in capsys.readouterr().out
+    assert "look.png: where x 5, y 20 looks" in capsys.readouterr().out
     assert Image.open(tmp_path / "look.png").size[1] > 200
 
 
@@ -174,7 +174,7 @@ def test_weights_from_elsewhere_are_evaluated_by_a_recipe(images, tmp_path):
     with pytest.raises(ValueError, match="holds no recipe: --recipe NAME"):
         evaluate.main([*common])
     save_model(create_model("resnet8_cifar10", width=4), path)
-    with pytest.raises(ValueError, match="the weights have other classes than the data"):
+    with pytest.raises(ValueError, match="starts fresh, for 2 classes, and the weights have others"):
         evaluate.main([*small, *common, *model])
 
 
