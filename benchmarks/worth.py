@@ -54,9 +54,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     for sample, models in MODELS.items():
         for model, name in models.items():
-            scores = (
-                f"{run.get('last', run.get('best')):.3f}" for run in result[sample]["runs"][model]
-            )
+            scores = (f"{run['last']:.3f}" for run in result[sample]["runs"][model])
             lines.append(f"| {name} | " + " | ".join(scores) + " |")
     return "\n".join(lines)
 
