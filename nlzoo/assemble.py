@@ -31,10 +31,8 @@ from nlzoo.weights.load import WeightFile, fit_to
 from nlzoo.weights.torchvision import of_names, seen_sizes
 
 # Parameters of builders that a name says, or another argument of `create_model`.
-SAID = {
-    *("kind", "depth", "name", "version", "args", "options"),
-    *("pretrained", "num_classes", "preprocessing"),
-}
+SAID = ("kind", "depth", "name", "version", "pretrained", "num_classes", "preprocessing")
+REST = Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD
 
 
 def build(
@@ -121,7 +119,8 @@ def _check_arch(builder: partial[Any], arch: dict[str, Any]) -> None:
     inherited = signature(made.__mro__[1]).parameters if isinstance(made, type) else {}
     if not inherited and any(p.kind is Parameter.VAR_KEYWORD for p in own.values()):
         return
-    known = {k: p.annotation for k, p in {**inherited, **own}.items() if k not in SAID}
+    named = {k: p for k, p in {**inherited, **own}.items() if p.kind not in REST}
+    known = {k: p.annotation for k, p in named.items() if k not in SAID}
     for key, value in arch.items():
         if key not in known:
             there = [*known, "num_classes", "non_local", "preprocessing", "pretrained"]

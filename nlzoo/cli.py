@@ -37,7 +37,7 @@ from nlzoo.files import read_text
 from nlzoo.names import nearest
 from nlzoo.preprocessing import canvas_side
 from nlzoo.program import asks_for_help, make_parser, parse_options
-from nlzoo.registry import base_of
+from nlzoo.registry import FOLDED, base_of
 from nlzoo.tasks.classification import Classification
 from nlzoo.tasks.detection import Detection
 
@@ -205,7 +205,7 @@ def lay_sample(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe on the sample of its kind, which is made if it is not there."""
     kind = recipe.get("data", {}).get("class_path")
     model = recipe.get("task", {}).get("init_args", {}).get("model", "")
-    frames = model.startswith(("c2d/", "tsm/"))
+    frames = model.startswith(FOLDED)
     wants = recipe.get("data", {}).get("init_args", {}).get("wants", "masks")
     others = {
         "Images": ("image", make_images),
